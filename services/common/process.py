@@ -15,6 +15,7 @@ from aiohttp import web
 from services.common import logs
 
 LOG = logs.get("common.process")
+Main = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def _bind(listener: Listener) -> socket.socket:
     return server
 
 
-def run(main: Callable[[], Awaitable[None]]) -> None:
+def run(main: Main) -> None:
     """Run `main` on uvloop to its end."""
 
     async def entry() -> None:
