@@ -121,11 +121,17 @@ def usd_to_micros(text: str) -> int:
 
 def _decimal_to_int(text: str, *, scale: int, what: str) -> int:
     try:
-        scaled = Decimal(text.strip()).scaleb(scale)
+        value = Decimal(text.strip())
     except InvalidOperation as error:
-        raise ValueError(f"{text!r} is not {what}") from error
-    if not scaled.is_finite() or scaled != scaled.to_integral_value() or abs(scaled) > 10**18:
-        raise ValueError(f"{text!r} is not {what}")
+        raise ValueError(f"{text[:40]!r} is not {what}") from error
+    if not value:
+        return 0
+    # Within these bounds no operation below rounds, overflows or underflows.
+    if not value.is_finite() or not -scale <= value.adjusted() <= 9 or len(value.as_tuple().digits) > 24:
+        raise ValueError(f"{text[:40]!r} is not {what}")
+    scaled = value.scaleb(scale)
+    if scaled != scaled.to_integral_value():
+        raise ValueError(f"{text[:40]!r} is not {what}")
     return int(scaled)
 
 

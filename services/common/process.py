@@ -20,7 +20,8 @@ Main = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """An app on an address. `reuse_port`: several processes share the port."""
+    """An app on an address. `reuse_port`: several processes share the port. `closes_on_drain`: stop
+    accepting when the drain begins, not at its end."""
 
     app: web.Application
     host: str
@@ -31,6 +32,7 @@ class Listener:
     handler_cancellation: bool = False
     keepalive_s: float = 75.0
     backlog: int = 1024
+    closes_on_drain: bool = False
 
 
 def tune_garbage_collector() -> None:
@@ -58,6 +60,10 @@ async def serve(
         await on_ready()
     await stop.wait()
     LOG.info("draining", seconds=drain_seconds)
+    for listener, runner in zip(listeners, runners, strict=True):
+        if listener.closes_on_drain:
+            for site in tuple(runner.sites):
+                await site.stop()
     if drain is not None:
         try:
             await asyncio.wait_for(drain(), drain_seconds)

@@ -21,7 +21,7 @@ Meterway is ready after {seconds:.1f} s.
 
 Try it:
 
-  curl -N {plan.ports.edge_url}/v1/chat/completions \\
+  curl -sN {plan.ports.edge_url}/v1/chat/completions \\
     -H 'Authorization: Bearer {demo.api_key}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"model":"gpt-4o-mini","stream":true,"messages":[{{"role":"user","content":"Hello!"}}]}}'

@@ -61,7 +61,22 @@ def test_dollars_read_back_as_the_same_nanos(nanos: int) -> None:
     assert money.usd_to_nanos(money.nanos_to_usd(nanos)) == nanos
 
 
-@pytest.mark.parametrize("text", ["", "x", "NaN", "Infinity", "0.0000000001", "1e30", "1,5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "NaN",
+        "Infinity",
+        "0.0000000001",
+        "1e30",
+        "1,5",
+        "1e999999999",
+        "1e-999999999",
+        "9" * 5_000,
+        "1." + "0" * 40 + "1",
+    ],
+)
 def test_an_amount_that_is_no_nanodollar_amount_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="nine decimals"):
         money.usd_to_nanos(text)

@@ -1,0 +1,1 @@
+"""Server-sent events as bytes, and the output text that is not counted yet. Pure: no I/O."""

@@ -1,0 +1,31 @@
+"""What the handlers of both listeners share: made once by `app.open_ledger`, found under `LEDGER`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from services.ledger.background import Background
+from services.ledger.database import Database
+from services.ledger.epochs import FrozenLoans
+from services.ledger.loans import Lender
+from services.ledger.meters import Meters
+from services.ledger.metrics import LedgerMetrics
+from services.ledger.posting import Poster
+from services.ledger.settings import LedgerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    settings: LedgerSettings
+    database: Database
+    meters: Meters
+    metrics: LedgerMetrics
+    lender: Lender
+    poster: Poster
+    frozen_loans: FrozenLoans
+    background: Background
+
+
+LEDGER = web.AppKey("ledger", Ledger)

@@ -1,0 +1,1 @@
+"""The scripts that run inside Redis: one file a verb, `common.lua` in front of each."""
