@@ -116,7 +116,11 @@ class Relay:
     def _next_part(self, chunk: bytes) -> tuple[bytes, bytes]:
         """What to read event by event, and the rest: one event where a run may begin behind it."""
         runs = self._runs
-        if runs.may_begin(chunk) if runs.is_known else runs.is_learning:
+        if runs.is_known:
+            one_event = self._splitter.pending_bytes > 0 or runs.may_begin(chunk)
+        else:
+            one_event = runs.is_learning
+        if one_event:
             end = chunk.find(b"\n\n") + 2
             if end >= 2:
                 return chunk[:end], chunk[end:]

@@ -87,7 +87,7 @@ def memory_kib_per_stream(run: Run) -> float | None:
     result = run.result
     if not result["memory_streams"]:
         return None
-    return float(result["memory_open_kib"] - result["memory_before_kib"]) / result["memory_streams"]
+    return float((result["memory_open_kib"] - result["memory_before_kib"]) / result["memory_streams"])
 
 
 def judge(runs: Sequence[Run], memory_of: Callable[[str, str], float | None]) -> list[Verdict]:

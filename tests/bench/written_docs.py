@@ -29,7 +29,7 @@ def section(found: dict[str, Any], report: Report) -> str:
         f"{machine['at'][:10]}, commit {machine['commit']}: "
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_mib'] / 1024:.0f} GiB, "
         f"Linux {machine['kernel']}, Python {machine['python']}; "
-        f"{versions}. {found['rounds']} rounds; medians, in brackets the least and the most of the rounds.",
+        f"{versions}. Rounds: {found['rounds']}; medians, in brackets the least and the most of the rounds.",
         found["noise"],
         "### Against the goals",
         as_markdown(goal_rows(report.verdicts())),
