@@ -26,6 +26,9 @@ check: $(STAMP) ## The fast gate: format, lint, types, imports, unit tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest tests/unit tests/rules $(ARGS)
 
+bench: $(STAMP) ## What metering costs, beside a bare proxy (ARGS="--quick", "--only stream", "--write-docs")
+	$(BIN)/python -m tests.bench $(ARGS)
+
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format -q .
