@@ -326,3 +326,16 @@ async def test_a_session_id_can_not_be_opened_twice_with_another_seq(
     again = await meter.line.call(msgspec.structs.replace(call, seq=5))
     assert isinstance(again, Refused)
     assert again.code == "session_running"
+
+
+async def test_a_hold_is_covered_to_the_nano(meter: RunningMeter, ledger: FakeLedger) -> None:
+    for name, missing in (("enough", 0), ("short", 1)):
+        key = ledger.add_key(ledger.add_account(name, COST_100 - missing))
+        reply = await open_session(meter.line, open_call(key))
+        assert isinstance(reply, Refused if missing else Admitted), name
+    key = ledger.add_key(ledger.add_account("stream", 3_000 * 30_000 + INPUT_TOKENS * 10_000 - 1))
+    admitted = await open_session(meter.line, open_call(key, stream=True, output_tokens_max=3_000))
+    assert isinstance(admitted, Admitted)
+    extended = await meter.line.call(extend_call(admitted, want=3_000, seq=3))
+    assert isinstance(extended, Extended)
+    assert (extended.granted_output_tokens, extended.final) == (2_999, True)
