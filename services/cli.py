@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
             from services.standalone.up import run_up  # noqa: PLC0415
 
             return run_up(arguments)
-        case "edge" | "meter" | "ledger" | "migrate":
+        case "edge" | "meter" | "ledger" | "migrate" if getattr(arguments, "action", None) is None:
             from services.commands.service import run_service  # noqa: PLC0415
 
             return run_service(arguments.command)

@@ -44,7 +44,14 @@ def find_target(data_dir: Path) -> Target:
         ) from error
 
 
-def ask(target: Target, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def ask(
+    target: Target,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    timeout_s: float = _TIMEOUT_SECONDS,
+) -> dict[str, Any]:
     """One call of the JSON API. `path` starts behind `/api/v1`. Raises ConsoleError."""
     request = urllib.request.Request(  # noqa: S310 - the operator's own console
         f"{target.console_url}/api/v1{path}",
@@ -55,7 +62,7 @@ def ask(target: Target, method: str, path: str, body: dict[str, Any] | None = No
     # No proxy of the environment: the console is the operator's own.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+        with opener.open(request, timeout=timeout_s) as answer:
             document: dict[str, Any] = json.load(answer)
             return document
     except urllib.error.HTTPError as error:

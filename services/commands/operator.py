@@ -25,6 +25,9 @@ _KEY_OPTIONS = (
     "concurrency", "budget_day_usd", "budget_month_usd",
 )  # fmt: skip
 
+# A journal of a hundred million entries takes about this long.
+_VERIFY_TIMEOUT_S = 1_800
+
 
 def run_operator_command(arguments: argparse.Namespace) -> int:
     """Returns the exit code."""
@@ -34,7 +37,17 @@ def run_operator_command(arguments: argparse.Namespace) -> int:
         print(f"meterway: {error}", file=sys.stderr)
         return 2
     print(json.dumps(document) if arguments.json else _as_text(document))
-    return 1 if arguments.command == "reconcile" and document["differences"] else 0
+    return 1 if _has_found_a_fault(arguments.command, document) else 0
+
+
+def _has_found_a_fault(command: str, document: dict[str, Any]) -> bool:
+    match command:
+        case "reconcile":
+            return not document["is_clean"]
+        case "verify":
+            return not document["ok"]
+        case _:
+            return False
 
 
 def _dispatch(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -65,11 +78,39 @@ def _dispatch(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
         case "channel", _:
             return ask(target, "GET", "/channels")
         case _:
+            return _dispatch_books(target, arguments)
+
+
+def _dispatch_books(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
+    match arguments.command, getattr(arguments, "action", None):
+        case "edge", "forget":
+            return ask(target, "POST", f"/edges/{quote(arguments.edge)}/forget", {})
+        case "edge", _:
+            return ask(target, "GET", "/edges")
+        case "verify", _:
+            return ask(target, "POST", "/verify", _verify(arguments), timeout_s=_VERIFY_TIMEOUT_S)
+        case "exceptions", "list":
+            shown = "true" if arguments.all else "false"
+            return ask(target, "GET", f"/exceptions?all={shown}&limit={arguments.limit}")
+        case "exceptions", _:
+            body = {"reason": arguments.reason}
+            return ask(target, "POST", f"/exceptions/{arguments.exception}/resolve", body)
+        case _ if arguments.repair:
+            return ask(target, "POST", "/reconcile/repair", {"reason": arguments.reason or ""})
+        case _:
             return ask(target, "POST", "/reconcile", {})
 
 
 def _pick(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: given[name] for name in names if name in given}
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    body: dict[str, Any] = {"from_block": arguments.from_block}
+    if arguments.noted:
+        number, block_hash = arguments.noted
+        body["noted"] = {"number": number, "hash": block_hash}
+    return body
 
 
 def _channel(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,8 +15,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_target(parser, default_data_dir=DEFAULT_DATA_DIR, default_json=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_up(commands)
+    _add_edges(commands)
     for name, what in (
-        ("edge", "the API traffic's service"),
         ("meter", "the service that prices and admits"),
         ("ledger", "the books and the console"),
     ):
@@ -26,8 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_keys(commands)
     _add_prices(commands)
     _add_channels(commands)
-    reconcile = commands.add_parser("reconcile", help="compare both stores; exit 1 on any difference")
-    _add_target(reconcile)
+    _add_books(commands)
     return parser
 
 
@@ -155,6 +154,53 @@ def _add_channels(commands: Commands[argparse.ArgumentParser]) -> None:
     add.add_argument("--allow-private", action="store_true", help="the address may be private")
     _add_target(add)
     _add_target(actions.add_parser("list"))
+
+
+def _add_edges(commands: Commands[argparse.ArgumentParser]) -> None:
+    edge = commands.add_parser(
+        "edge", help="run the API traffic's service, settings from the environment; or list or forget edges"
+    )
+    actions = edge.add_subparsers(dest="action", metavar="[ACTION]")
+    _add_target(actions.add_parser("list", help="those that have registered"))
+    forget = actions.add_parser(
+        "forget", help="one that is gone for good: its sessions end, its log may charge no more"
+    )
+    forget.add_argument("edge", metavar="EDGE_ID")
+    _add_target(forget)
+
+
+def _add_books(commands: Commands[argparse.ArgumentParser]) -> None:
+    reconcile = commands.add_parser("reconcile", help="compare both stores; exit 1 on any difference")
+    reconcile.add_argument("--repair", action="store_true", help="mend what is proven, by journal entries")
+    reconcile.add_argument("--reason", metavar="R", help="of the repair; stands in the journal")
+    _add_target(reconcile)
+    verify = commands.add_parser(
+        "verify", help="recompute the journal's hash chain and the trial balance; exit 1 on any fault"
+    )
+    verify.add_argument(
+        "--from-block", type=int, default=1, metavar="N", help="check the chain from this one"
+    )
+    verify.add_argument(
+        "--noted", type=_noted, metavar="N:HASH", help="a block noted earlier, which must still be the same"
+    )
+    _add_target(verify)
+    exceptions = commands.add_parser("exceptions", help="list what a person should look at, and resolve it")
+    actions = exceptions.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="newest first")
+    listing.add_argument("--all", action="store_true", help="the resolved ones, too")
+    listing.add_argument("--limit", type=int, default=1_000, metavar="N")
+    _add_target(listing)
+    resolve = actions.add_parser("resolve")
+    resolve.add_argument("exception", type=int, metavar="ID")
+    resolve.add_argument("--reason", required=True, metavar="R", help="stands in the audit log")
+    _add_target(resolve)
+
+
+def _noted(text: str) -> tuple[int, str]:
+    number, _, block_hash = text.partition(":")
+    if not number.isdigit() or not block_hash:
+        raise argparse.ArgumentTypeError("expected NUMBER:HASH")
+    return int(number), block_hash
 
 
 def _port(text: str) -> int:

@@ -6,7 +6,6 @@ Outage behaviour: no answer within the timeout is 503; whatever was held meanwhi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -23,8 +22,7 @@ from services.edge.parts import EdgeParts, lease_clock_s
 RETRY_AFTER_MS: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """A request that was read: who asks for what. `started_s`: monotonic; `started_at_ms`: since 1970."""
 
     session_id: SessionId

@@ -1,7 +1,7 @@
 """The edge's composition root: every part is made and joined here, once.
 
 Outage behaviour: no meter: 503 within two seconds, nothing charged. No ledger: the last routing
-stays in use. An edge without routing or a meter is not ready.
+stays in use. An edge without routing, a meter or room in its log is not ready.
 """
 
 from __future__ import annotations
@@ -15,37 +15,48 @@ from prometheus_client import CollectorRegistry
 
 from services.common import logs
 from services.common.contracts.catalogue import CredentialReport, Routing
+from services.common.contracts.charging import Release, Settle
 from services.common.discovery import Instances
 from services.common.ids import EdgeId
-from services.common.internal_http import add_health_routes
+from services.common.internal_http import add_health_routes, require_credential, translate_errors
 from services.common.metrics import new_registry
 from services.edge import metrics
+from services.edge.abandoned_logs import AbandonedLogs
+from services.edge.account_views import AccountViews
 from services.edge.client_address import TrustedProxies
+from services.edge.cors import Cors
 from services.edge.ending import EndQueue
 from services.edge.key_hints import KeyHints
 from services.edge.ledger_client import LedgerClient
+from services.edge.log_keeper import LogKeeper
 from services.edge.meter_client import MeterClient
 from services.edge.metrics import EdgeMetrics
 from services.edge.parts import PARTS, CurrentRouting, EdgeParts
+from services.edge.roll_call import RollCalls
 from services.edge.routes import add_routes
+from services.edge.session_log import SessionLog
 from services.edge.settings import EdgeSettings
-from services.edge.upstreams.aiohttp_transport import AiohttpTransport
 from services.edge.upstreams.attempts import Attempt, CredentialRefused, Failover
+from services.edge.upstreams.direct_transport import DirectTransport
 from services.edge.upstreams.health import Health
 from services.edge.upstreams.transport import Transport
 
 LOG = logs.get("edge.app")
 FLUSH_SECONDS = 5.0
 REGISTRY = web.AppKey("registry", CollectorRegistry)
+ROLL_CALLS = web.AppKey("roll_calls", RollCalls)
 
 
 def make_app(settings: EdgeSettings) -> web.Application:
-    """The public app. Needs a running loop; its `cleanup_ctx` connects and, at the end, settles."""
+    """The public app. Needs a running loop; its `cleanup_ctx` connects and, at the end, settles.
+
+    Raises LogUnavailable when the edge's log can't be made.
+    """
     app = web.Application(client_max_size=settings.body_bytes_max)
     registry = new_registry()
     edge_metrics = metrics.register(registry)
     meter = MeterClient(Instances(settings.meter_urls), settings.internal_credential)
-    routing, health, transport = CurrentRouting(), Health(), AiohttpTransport()
+    routing, health, transport = CurrentRouting(), Health(), DirectTransport()
 
     def on_routing(new: Routing) -> None:
         routing.replace(new)
@@ -58,6 +69,15 @@ def make_app(settings: EdgeSettings) -> web.Application:
         internal_url=settings.internal_url,
         on_routing=on_routing,
     )
+    log = open_log(settings)
+    keeper = LogKeeper(log, ledger, edge_metrics)
+
+    def on_ended(call: Settle | Release) -> None:
+        keeper.ended(call)
+        abandoned.ended(call)
+
+    end_queue = EndQueue(meter, waiting_max=settings.settles_waiting_max, on_ended=on_ended)
+    abandoned = AbandonedLogs(settings.log_dir, ledger, end_queue, edge_metrics)
     parts = EdgeParts(
         settings=settings,
         metrics=edge_metrics,
@@ -68,17 +88,33 @@ def make_app(settings: EdgeSettings) -> web.Application:
             ttl_ms=settings.key_hint_ttl_ms,
             timeout_ms=settings.open_timeout_ms,
         ),
-        end_queue=EndQueue(meter, waiting_max=settings.settles_waiting_max),
+        end_queue=end_queue,
         routing=routing,
         failover=make_failover(settings, transport, health, edge_metrics, ledger),
         trusted_proxies=TrustedProxies(settings.trusted_proxies),
+        account_views=AccountViews(ledger.account_view),
+        log=log,
     )
     _add_gauges(parts)
+    _add_log_gauges(edge_metrics, log, keeper, abandoned)
     app[PARTS] = parts
     app[REGISTRY] = registry
-    app.cleanup_ctx.append(lambda _app: _lifetime(parts, ledger, transport))
+    app[ROLL_CALLS] = RollCalls(log, abandoned, ledger.registration, edge_metrics)
+    app.cleanup_ctx.append(lambda _app: _log_lifetime(log, abandoned))
+    app.cleanup_ctx.append(lambda _app: _lifetime(parts, ledger, transport, keeper, abandoned))
+    app.on_response_prepare.append(Cors(settings.cors_origins).add_headers)
     add_routes(app)
     return app
+
+
+def open_log(settings: EdgeSettings) -> SessionLog:
+    return SessionLog.open(
+        settings.log_dir,
+        EdgeId(settings.edge_id),
+        segment_bytes=settings.log_segment_bytes,
+        sync_interval_ms=settings.log_sync_ms,
+        bytes_max=settings.log_bytes_max,
+    )
 
 
 def make_failover(
@@ -112,29 +148,42 @@ def make_failover(
     )
 
 
+async def _log_lifetime(log: SessionLog, abandoned: AbandonedLogs) -> AsyncIterator[None]:
+    """What earlier processes left is read before anything is served."""
+    await abandoned.load()
+    yield
+    abandoned.unlock()
+    await asyncio.to_thread(log.close)
+
+
 async def _lifetime(
-    parts: EdgeParts, ledger: LedgerClient, transport: AiohttpTransport
+    parts: EdgeParts, ledger: LedgerClient, transport: Transport, keeper: LogKeeper, abandoned: AbandonedLogs
 ) -> AsyncIterator[None]:
     """Links to ledger and meters while the app runs; at its end everything is settled first."""
     async with _running("ledger client", ledger.run), _running("meter client", parts.meter.run):
-        yield
-        await settle_everything(parts)
+        async with _running("log keeper", keeper.run), _running("abandoned logs", abandoned.run):
+            yield
+            await settle_everything(parts)
+        await keeper.finish()
     await transport.close()
 
 
 def make_internal_app(public: web.Application) -> web.Application:
-    """`/metrics`, `/healthz` and `/readyz` of the public app."""
+    """`/metrics`, `/healthz` and `/readyz` of the public app, and the ledger's roll-call."""
     parts = public[PARTS]
-    app = web.Application()
+    credential = require_credential(parts.settings.internal_credential)
+    app = web.Application(middlewares=[translate_errors, credential])
 
     async def ready() -> Mapping[str, bool]:
         return {
             "meter": parts.meter.connected_meters > 0,
             "routing": parts.routing.is_loaded,
+            "log": parts.log.is_healthy,
             "serving": not parts.draining,
         }
 
     add_health_routes(app, public[REGISTRY], ready)
+    app.router.add_post("/internal/v1/roll_call", public[ROLL_CALLS].handle)
     return app
 
 
@@ -197,5 +246,32 @@ def _add_gauges(parts: EdgeParts) -> None:
             "meterway_edge_meter_calls_resent",
             "Calls that were sent to a meter again.",
             lambda: meter.resent_calls,
+        ),
+    ]
+
+
+def _add_log_gauges(
+    edge_metrics: EdgeMetrics, log: SessionLog, keeper: LogKeeper, abandoned: AbandonedLogs
+) -> None:
+    edge_metrics.gauges += [
+        ("meterway_edge_log_healthy", "1: the log takes new sessions.", lambda: log.is_healthy),
+        ("meterway_edge_log_sessions", "Sessions that the log keeps.", lambda: len(log)),
+        ("meterway_edge_log_bytes", "Disk space that the log has taken.", lambda: log.allocated_bytes),
+        ("meterway_edge_log_unsynced_ms", "What a power loss would lose now.", lambda: log.unsynced_ms),
+        ("meterway_edge_log_sync_errors", "Syncs of the log that failed.", lambda: log.sync_errors),
+        (
+            "meterway_edge_log_allocation_errors",
+            "Files of the log that could not be made.",
+            lambda: log.allocation_errors,
+        ),
+        (
+            "meterway_edge_log_unconfirmed",
+            "Settled sessions that the ledger is not known to have.",
+            lambda: keeper.waiting,
+        ),
+        (
+            "meterway_edge_log_abandoned",
+            "Sessions of dead processes' logs that the ledger is not known to have.",
+            lambda: abandoned.waiting,
         ),
     ]

@@ -6,6 +6,8 @@ import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 
+from aiohttp import web
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -20,6 +22,13 @@ class TrustedProxies:
             ipaddress.ip_network(text, strict=False) for text in networks
         )
         self._trusts = lru_cache(maxsize=4096)(self._is_trusted)
+
+    def address_of(self, request: web.Request) -> str | None:
+        """Who sent `request`; None when the connection is gone."""
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        return self.client_address(
+            peer[0] if isinstance(peer, tuple) else None, request.headers.get("X-Forwarded-For")
+        )
 
     def client_address(self, peer: str | None, forwarded_for: str | None) -> str | None:
         """The nearest address that is no trusted proxy; what stands left of it in the header is hearsay."""

@@ -15,6 +15,11 @@ STREAM_HEADERS: Final = {
 }
 
 
+class _Stream(web.StreamResponse):
+    # The headers wait for the first bytes, which follow at once: one write instead of two.
+    _send_headers_immediately = False
+
+
 class Delivery:
     """A streamed reply. Whole events only: between two writes a keep-alive comment may stand.
 
@@ -51,12 +56,10 @@ class Delivery:
         return self.response is not None
 
     async def start(self, headers: dict[str, str] | None = None) -> None:
-        """Send status 200 and the headers, once."""
+        """Status 200 and the headers, once; they leave with the first bytes."""
         if self.response is not None:
             return
-        response = web.StreamResponse(
-            headers={**(headers or {}), **STREAM_HEADERS, "x-request-id": self._request_id}
-        )
+        response = _Stream(headers={**(headers or {}), **STREAM_HEADERS, "x-request-id": self._request_id})
         self.response = response
         if self._close_connection:
             response.force_close()
@@ -66,20 +69,22 @@ class Delivery:
         assert self.response is not None
         self._writing = True
         await self.response.write(data)
+        self._written()
+
+    async def end_with(self, last: bytes) -> web.StreamResponse:
+        """Write the last bytes (may be empty) and end the reply, once."""
+        assert self.response is not None
+        if not self._finished:
+            self._finished = self._writing = True
+            await self.response.write_eof(last)
+            self._written()
+        return self.response
+
+    def _written(self) -> None:
         self._writing = False
         self._last_write_s = now = time.monotonic()
         if not self.first_write_s:
             self.first_write_s = now
-
-    async def end_with(self, last: bytes) -> web.StreamResponse:
-        """Write the last bytes (may be empty) and end the reply."""
-        assert self.response is not None
-        if last:
-            await self.write(last)
-        if not self._finished:
-            self._finished = True
-            await self.response.write_eof()
-        return self.response
 
     def is_silent(self, silence_s: float) -> bool:
         return not self._writing and not self._finished and time.monotonic() - self._last_write_s >= silence_s

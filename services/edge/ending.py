@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from services.common import logs
@@ -32,7 +33,12 @@ class _Entry:
 
 
 class EndQueue:
-    def __init__(self, meter: MeterClient, *, waiting_max: int) -> None:
+    """`on_ended` gets every call that a meter has answered for good."""
+
+    def __init__(
+        self, meter: MeterClient, *, waiting_max: int, on_ended: Callable[[Settle | Release], None]
+    ) -> None:
+        self._on_ended = on_ended
         self._meter = meter
         self._waiting_max = waiting_max
         self._waiting: deque[_Entry] = deque()
@@ -70,7 +76,9 @@ class EndQueue:
 
     def _send(self, entry: _Entry) -> None:
         self._in_flight += 1
-        future = self._meter.send(entry.call, bucket=entry.bucket, timeout_ms=CALL_TIMEOUT_MS)
+        future = self._meter.send(
+            entry.call, bucket=entry.bucket, timeout_ms=CALL_TIMEOUT_MS, may_linger=True
+        )
         future.add_done_callback(lambda done: self._answered(entry, done))
 
     def _answered(self, entry: _Entry, future: asyncio.Future[Reply]) -> None:
@@ -82,9 +90,11 @@ class EndQueue:
             self._paused += 1
             asyncio.get_running_loop().call_later(entry.pause_s, self._retry, entry)
             entry.pause_s = min(entry.pause_s * 2, RETRY_MAX_S)
-        elif not isinstance(reply, Ended):
-            self.refused += 1
-            LOG.error("a meter refused to end a session", call=entry.call, reply=reply)
+        else:
+            if not isinstance(reply, Ended):
+                self.refused += 1
+                LOG.error("a meter refused to end a session", call=entry.call, reply=reply)
+            self._on_ended(entry.call)
         while self._waiting and self._in_flight < IN_FLIGHT_MAX:
             self._send(self._waiting.popleft())
         if not self.size:

@@ -159,8 +159,14 @@ class GrantKeeper:
     def _extended(self, sent_at_s: float, done: asyncio.Future[Reply]) -> None:
         self._extending = None
         reply = _result(done)
-        if isinstance(reply, Extended):
-            self._session.apply_extended(reply, sent_at_s)
+        session, logged = self._session, self._session.logged
+        if isinstance(reply, Extended) and logged is not None and logged.is_fenced:
+            # A late reply of an epoch that this edge promised to leave: what is held is all there is.
+            session.ended, session.final = STALE_EPOCH, True
+        elif isinstance(reply, Extended):
+            session.apply_extended(reply, sent_at_s)
+            if logged is not None:
+                logged.extended(seq=session.seq, held_nanos=session.held_nanos)
         elif isinstance(reply, Refused):
             self._session.ended = reply.code
             self._session.final = True

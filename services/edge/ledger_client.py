@@ -1,4 +1,5 @@
-"""What the edge and the ledger tell each other: routing (a long poll keeps it fresh), registration, alarms.
+"""What the edge and the ledger tell each other: routing (a long poll keeps it fresh), registration, alarms,
+and which sessions of its log it has.
 
 Outage behaviour: without a ledger the last routing stays in use; an edge that never had one is not
 ready and answers 503.
@@ -14,9 +15,12 @@ from typing import Any, Final, TypeVar
 import aiohttp
 
 from services.common import logs
+from services.common.contracts.account import AccountAnswer, AccountQuery
 from services.common.contracts.catalogue import CredentialReport, EdgeRegistration, Routing
+from services.common.contracts.lending import PostingReply
+from services.common.contracts.recovery import Recovered, SessionIds
 from services.common.discovery import Instances
-from services.common.ids import EdgeId, new_uuid7
+from services.common.ids import EdgeId, SessionId, new_uuid7
 from services.common.internal_http import InternalCallError, bearer, call
 from services.common.settings import Secret
 
@@ -26,6 +30,8 @@ RETRY_FIRST_S, RETRY_MAX_S = 0.1, 2.0
 REGISTER_INTERVAL_S: Final = 5.0
 REPORTS_WAITING_MAX: Final = 1_000
 REPORT_TRIES: Final = 10
+VIEW_TIMEOUT_MS: Final = 3_000
+LOG_TIMEOUT_MS: Final = 10_000
 T = TypeVar("T")
 
 
@@ -43,12 +49,13 @@ class LedgerClient:
     ) -> None:
         self._instances = instances
         self._credential = credential
-        self._registration = EdgeRegistration(
+        self.registration = EdgeRegistration(
             edge_id=EdgeId(edge_id), incarnation=new_uuid7(), internal_url=internal_url
         )
         self._on_routing = on_routing
         self._reports: asyncio.Queue[CredentialReport] = asyncio.Queue(REPORTS_WAITING_MAX)
-        self._revision = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._revision = -1
         self.failures = 0
 
     def report(self, report: CredentialReport) -> None:
@@ -58,8 +65,34 @@ class LedgerClient:
             return
         self._reports.put_nowait(report)
 
+    async def account_view(self, query: AccountQuery) -> AccountAnswer:
+        """What a key's holder may know. Raises InternalCallError."""
+        path = "/internal/v1/account_view"
+        if self._session is None:
+            raise InternalCallError(path, 0)
+        return await self._ask(self._session, path, AccountAnswer, body=query, timeout_ms=VIEW_TIMEOUT_MS)
+
+    async def missing(
+        self, session_ids: tuple[SessionId, ...], *, timeout_ms: int = LOG_TIMEOUT_MS
+    ) -> tuple[SessionId, ...]:
+        """Those of at most 10,000 that the ledger has not. Raises InternalCallError."""
+        path = "/internal/v1/sessions/missing"
+        if self._session is None:
+            raise InternalCallError(path, 0)
+        asked = SessionIds(session_ids)
+        answer = await self._ask(self._session, path, SessionIds, body=asked, timeout_ms=timeout_ms)
+        return answer.session_ids
+
+    async def recovered(self, told: Recovered) -> PostingReply:
+        """At most 500 sessions. Raises InternalCallError: tell it again."""
+        path = "/internal/v1/recovered"
+        if self._session is None:
+            raise InternalCallError(path, 0)
+        return await self._ask(self._session, path, PostingReply, body=told, timeout_ms=LOG_TIMEOUT_MS)
+
     async def run(self) -> None:
         async with aiohttp.ClientSession(headers=bearer(self._credential)) as session:
+            self._session = session
             await self._instances.refresh()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._instances.watch())
@@ -106,7 +139,7 @@ class LedgerClient:
     async def _register(self, session: aiohttp.ClientSession) -> None:
         while True:
             try:
-                await self._ask(session, "/internal/v1/edges", dict[str, Any], body=self._registration)
+                await self._ask(session, "/internal/v1/edges", dict[str, Any], body=self.registration)
             except InternalCallError as error:
                 if error.status != 200:
                     LOG.warning("edge not registered", status=error.status)

@@ -1,6 +1,7 @@
 """Calls to the meters: one multiplexed WebSocket per meter, naturally batched.
 
-Calls that are made in one loop turn leave as one frame. A bucket has its meter by rendezvous
+Calls that are made in one loop turn leave as one frame. The end of a session, which nobody waits for,
+lingers up to LINGER_S, so that it leaves with the next open. A bucket has its meter by rendezvous
 hash over the connected ones. Meters keep no session state, so the unanswered calls of a broken
 link (or of a meter that is silent for too long) are sent again, unchanged, to another meter.
 
@@ -33,6 +34,7 @@ SWEEP_INTERVAL_S = 0.1
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.05, 1.0
 CONNECT_TIMEOUT_S = 2.0
 HEARTBEAT_S = 4.0
+LINGER_S = 0.005
 FRAME_BODY_BYTES = 8 * 1024 * 1024
 """Bodies in one frame; a frame with more than one call never gets near FRAME_BYTES_MAX."""
 
@@ -64,20 +66,35 @@ class _Link:
         self.socket = socket
         self._waiting: list[tuple[int, Call]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._is_urgent = False
 
-    def put(self, call_id: int, call: Call) -> None:
+    def put(self, call_id: int, call: Call, *, may_linger: bool) -> None:
         self._waiting.append((call_id, call))
+        if not may_linger:
+            self._wake_writer()
+        elif self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._end_linger)
+
+    def _wake_writer(self) -> None:
+        self._is_urgent = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def _end_linger(self) -> None:
+        self._linger = None
+        if self._waiting:
+            self._wake_writer()
 
     async def write(self) -> None:
         """Runs until the socket breaks or it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            if not self._waiting:
+            if not self._is_urgent:
                 self._wake = loop.create_future()
                 await self._wake
                 self._wake = None
+            self._is_urgent = False
             batch, self._waiting = self._waiting, []
             for part in split_batch(batch):
                 await self.socket.send_bytes(encode_frame(part))
@@ -121,8 +138,10 @@ class MeterClient:
     def calls_outstanding(self) -> int:
         return len(self._pending)
 
-    def send(self, call: Call, *, bucket: int, timeout_ms: int) -> asyncio.Future[Reply]:
-        """The reply's future; it raises MeterUnavailable after `timeout_ms`."""
+    def send(
+        self, call: Call, *, bucket: int, timeout_ms: int, may_linger: bool = False
+    ) -> asyncio.Future[Reply]:
+        """The reply's future; it raises MeterUnavailable after `timeout_ms`. `may_linger`: nobody waits."""
         loop = asyncio.get_running_loop()
         self._next_call_id += 1
         now = loop.time()
@@ -130,12 +149,14 @@ class MeterClient:
             self._next_call_id, call, bucket % BUCKETS, now + timeout_ms / 1000, loop.create_future()
         )
         self._pending[pending.call_id] = pending
-        self._assign(pending, now)
+        self._assign(pending, now, may_linger=may_linger)
         if self._sweep_handle is None:
             self._sweep_handle = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         return pending.future
 
-    def _assign(self, pending: _Pending, now: float, *, avoid: _Link | None = None) -> None:
+    def _assign(
+        self, pending: _Pending, now: float, *, avoid: _Link | None = None, may_linger: bool = False
+    ) -> None:
         link = self._link_of_bucket[pending.bucket]
         if link is avoid and avoid is not None and len(self._links) > 1:
             link = pick_link([other for other in self._links.values() if other is not avoid], pending.bucket)
@@ -144,7 +165,7 @@ class MeterClient:
         if link is None:
             self._homeless[pending.call_id] = pending
         else:
-            link.put(pending.call_id, pending.call)
+            link.put(pending.call_id, pending.call, may_linger=may_linger)
 
     def _sweep(self) -> None:
         """Give up on what is past its deadline; send again what a silent meter has not answered."""

@@ -1,6 +1,6 @@
 """The story of one request: open, ask upstream, deliver, settle. Read it from top to bottom.
 
-    open       hold what it may cost                      nothing goes upstream without a hold
+    open       hold what it may cost, in the edge's log   nothing goes upstream without a hold
     upstream   the first channel that answers             nothing is charged for a failed attempt
     deliver    plain: the whole reply; streamed: event by event, never past the grant
     settle     charge what was used, in the background    the client never waits for it
@@ -36,6 +36,7 @@ from services.edge.parts import EdgeParts, lease_clock_s
 from services.edge.pulse import Pulse
 from services.edge.relay import Relay, StreamEnd
 from services.edge.session import Session
+from services.edge.session_log import Held
 from services.edge.settlement import CallEnd, Settlement
 from services.edge.streams.sse import EventTooLarge
 from services.edge.streams.texts import TextTally
@@ -80,7 +81,6 @@ class MeteredCall:
         try:
             self._check_model()
             session, keeper = await self._open()
-            # Edge log: HELD goes here, after the hold and before anything is sent upstream.
             pulse = self._start_pulse(session, keeper, scope)
             self.outcome = "upstream_failed"
             async with scope:
@@ -119,7 +119,20 @@ class MeteredCall:
     async def _open(self) -> tuple[Session, GrantKeeper]:
         admitted, sent_at_s = await self._admission.admit(self._parts, self._incoming)
         tally = self._reader.texts if self._reader is not None else TextTally()
+        incoming = self._incoming
+        # In the log before anything is sent upstream: a hold that isn't there was never used.
+        logged = self._parts.log.held(
+            Held.of(
+                admitted,
+                edge_id=self._parts.edge_id,
+                endpoint=incoming.endpoint.name,
+                model=incoming.request.model,
+                stream=incoming.request.stream,
+                started_at_ms=incoming.started_at_ms,
+            )
+        )
         self._session = session = Session(admitted, sent_at_s, tally)
+        session.logged = logged
         keeper = GrantKeeper(session, self._parts.meter, self._incoming.request.model)
         self._own_count = OwnCount(self._parts.meter, self._incoming, session, keeper)
         self._settlement = Settlement(self._parts, self._incoming, session, self._own_count)
@@ -143,7 +156,8 @@ class MeteredCall:
                     self._parts.background.spawn(delivery.keep_alive(silence_s))
             return session.lease_ends_s - now_s
 
-        return Pulse(min(interval_s, silence_s) if is_stream else interval_s, on_beat)
+        interval_s = min(interval_s, silence_s) if is_stream else interval_s
+        return Pulse(self._parts.deadlines, interval_s, on_beat)
 
     # --- upstream -----------------------------------------------------------------------------
 
@@ -160,6 +174,8 @@ class MeteredCall:
                 include_usage=is_stream,
             )
 
+        if session.logged is not None:
+            session.logged.sent_upstream()
         self._parts.metrics.added_latency.observe(time.monotonic() - incoming.started_s)
         return await self._parts.failover.first_answer(
             self._parts.routing.table.candidates(incoming.request.model),
@@ -187,8 +203,9 @@ class MeteredCall:
             self._charge = NOTHING
         else:
             self._charge = await self._own_count.charge(tuple(facts.texts.values()), "usage_missing")
-        # Edge log: CLOSE goes here, before the reply's first byte.
         self.outcome = "complete"
+        if self._settlement is not None and self._charge is not NOTHING:
+            self._settlement.close(self._call_end(), self._charge)
         headers = {**answer.headers, **self._limits(session), **charge_headers(self._charge, session)}
         headers["x-request-id"] = self._incoming.session_id
         headers.setdefault("content-type", "application/json")
@@ -214,22 +231,26 @@ class MeteredCall:
             choices=self._incoming.request.choices,
         )
         try:
-            # Edge log: progress goes into the stream's slot inside, before each write to the client.
             end = await relay.run(answer.reply)
         except (TransportError, EventTooLarge) as error:
             LOG.warning("upstream broke off", session_id=self._incoming.session_id, error=str(error))
             end = StreamEnd.BROKEN_OFF
         if end is StreamEnd.DONE or end is StreamEnd.CLOSED:
+            last = relay.take_unwritten()
             if wants_usage and reader.usage is None and session.text_bytes:
-                await delivery.write(endpoint.usage_chunk(reader, await self._counted_usage("usage_missing")))
+                if last:
+                    await delivery.write(last)
+                last = endpoint.usage_chunk(reader, await self._counted_usage("usage_missing"))
             self.outcome = "complete"
-            response = await delivery.end_with(relay.done_event or endpoint.end_of_stream(reader, None))
+            done = relay.done_event or endpoint.end_of_stream(reader, None)
+            response = await delivery.end_with(last + done)
             await self._linger(answer, scope)
             return response
         answer.reply.close()
-        if end is StreamEnd.ERROR_EVENT:
-            return await delivery.end_with(b"")
-        if end is StreamEnd.BROKEN_OFF:
+        if end is StreamEnd.ERROR_EVENT and relay.error is not None:
+            code = relay.error.code or relay.error.type
+            LOG.warning("upstream sent an error", session_id=self._incoming.session_id, code=code)
+        if end is StreamEnd.BROKEN_OFF or end is StreamEnd.ERROR_EVENT:
             broken = UpstreamFailed(BROKEN_OFF) if session.text_bytes else UpstreamFailed()
             return await delivery.end_with(endpoint.error_event(broken))
         if end is StreamEnd.LEASE_OVER:
@@ -278,15 +299,16 @@ class MeteredCall:
             if self._admission.may_hold:
                 self._release_unknown()
             return
-        self._settlement.end(
-            CallEnd(
-                outcome=self.outcome,
-                charge=self._charge,
-                usage=self._reader.usage if self._reader is not None else None,
-                texts=tuple(self._plain.texts.values()) if self._plain is not None else None,
-                candidate=self._answer.candidate if self._answer is not None else None,
-                first_write_s=self._delivery.first_write_s,
-            )
+        self._settlement.end(self._call_end())
+
+    def _call_end(self) -> CallEnd:
+        return CallEnd(
+            outcome=self.outcome,
+            charge=self._charge,
+            usage=self._reader.usage if self._reader is not None else None,
+            texts=tuple(self._plain.texts.values()) if self._plain is not None else None,
+            candidate=self._answer.candidate if self._answer is not None else None,
+            first_write_s=self._delivery.first_write_s,
         )
 
     def _release_unknown(self) -> None:

@@ -50,6 +50,8 @@ class EdgeMetrics(Collector):
         self.usage_sources: Counter[str] = Counter()
         self.usage_flags: Counter[str] = Counter()
         self.upstream_failures: Counter[tuple[str, str]] = Counter()
+        self.recovered: Counter[str] = Counter()
+        self.promises = 0
         self.charged_nanos = 0
         self.open_streams = 0
         self.sessions = 0
@@ -75,6 +77,9 @@ class EdgeMetrics(Collector):
         charged = CounterMetricFamily("meterway_edge_charged_nanos", "Nanodollars charged by ended sessions.")
         charged.add_metric([], self.charged_nanos)
         yield charged
+        promises = CounterMetricFamily("meterway_edge_promises", "Buckets' newer epochs that were promised.")
+        promises.add_metric([], self.promises)
+        yield promises
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("meterway_edge_open_streams", "Streams that run now.", lambda: float(self.open_streams)),
             ("meterway_edge_sessions", "Requests that are served now.", lambda: float(self.sessions)),
@@ -117,6 +122,12 @@ class EdgeMetrics(Collector):
             ("meterway_edge_refusals", "Refused requests by error code.", "code", self.refusals),
             ("meterway_edge_tokens", "Charged tokens by class.", "token_class", self.tokens),
             ("meterway_edge_usage_sources", "Where usage came from.", "source", self.usage_sources),
+            (
+                "meterway_edge_recovered",
+                "Sessions told from a log: of dead processes, or that never reached the ledger.",
+                "result",
+                self.recovered,
+            ),
             ("meterway_edge_usage_flags", "Usage that is worth a look, by cause.", "flag", self.usage_flags),
         ):
             family = CounterMetricFamily(name, help_text, labels=(label,))

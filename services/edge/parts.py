@@ -12,11 +12,14 @@ from aiohttp import web
 from services.common.contracts.catalogue import Routing
 from services.common.errors import Unavailable
 from services.common.ids import EdgeId
+from services.edge.account_views import AccountViews
 from services.edge.client_address import TrustedProxies
+from services.edge.deadlines import Deadlines
 from services.edge.ending import EndQueue
 from services.edge.key_hints import KeyHints
 from services.edge.meter_client import MeterClient
 from services.edge.metrics import EdgeMetrics
+from services.edge.session_log import SessionLog
 from services.edge.settings import EdgeSettings
 from services.edge.upstreams.attempts import Failover
 from services.edge.upstreams.routing import RoutingTable
@@ -86,6 +89,8 @@ class EdgeParts:
         routing: CurrentRouting,
         failover: Failover,
         trusted_proxies: TrustedProxies,
+        account_views: AccountViews,
+        log: SessionLog,
     ) -> None:
         self.settings = settings
         self.edge_id = EdgeId(settings.edge_id)
@@ -96,7 +101,10 @@ class EdgeParts:
         self.routing = routing
         self.failover = failover
         self.trusted_proxies = trusted_proxies
+        self.account_views = account_views
+        self.log = log
         self.background = Background()
+        self.deadlines = Deadlines()
         self.draining = False
 
     @property

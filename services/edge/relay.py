@@ -19,12 +19,12 @@ UNREADABLE = TextKey(0, "unreadable")
 
 class StreamEnd(Enum):
     DONE = "done"
-    """The upstream said `[DONE]`; it is not forwarded yet."""
+    """The upstream said `[DONE]`; it is not forwarded yet, nor what `take_unwritten` returns."""
     CLOSED = "closed"
     """The upstream closed after every finish reason, without `[DONE]`."""
     BROKEN_OFF = "broken_off"
     ERROR_EVENT = "error_event"
-    """The upstream reported an error, which was forwarded."""
+    """The upstream reported an error. Its words may name the operator's account: nobody else reads them."""
     GRANT_USED_UP = "grant_used_up"
     LEASE_OVER = "lease_over"
     MUST_END = "must_end"
@@ -95,7 +95,8 @@ class Relay:
             and not self._endpoint.chunk_reader().accept(last.data, last.name).is_garbage
         ):
             end = await self._forward([last])
-            await self._write()
+            if end is not StreamEnd.DONE:
+                await self._write()
             if end is not None:
                 return end
         return StreamEnd.CLOSED if self._reader.is_finished else StreamEnd.BROKEN_OFF
@@ -110,8 +111,17 @@ class Relay:
                 chunk = self._take_runs(chunk)
         finally:
             # Text that was taken is charged: it must reach the client also when what follows is unreadable.
-            await self._write()
+            # Only before `[DONE]` may it wait, so that both leave in one write.
+            if end is not StreamEnd.DONE:
+                await self._write()
         return end
+
+    def take_unwritten(self) -> bytes:
+        """What came in the same read as `[DONE]`; it belongs in front of it."""
+        self._session.note_delivery()
+        unwritten = b"".join(self._out)
+        self._out.clear()
+        return unwritten
 
     def _next_part(self, chunk: bytes) -> tuple[bytes, bytes]:
         """What to read event by event, and the rest: one event where a run may begin behind it."""
@@ -160,7 +170,7 @@ class Relay:
             if text_bytes:
                 session.text_bytes += text_bytes
                 if before is not None and not session.is_within_grant:
-                    await self._write()
+                    await self._write(without_bytes=text_bytes)
                     if not await self._keeper.make_room(before):
                         return StreamEnd.MUST_END if self._keeper.must_end else StreamEnd.GRANT_USED_UP
                 if self._runs.is_learning and not facts.has_usage:
@@ -176,7 +186,7 @@ class Relay:
         """(what to forward, how the stream ends if it does) of an event that fits."""
         if facts.error is not None:
             self.error = facts.error
-            return event.raw, StreamEnd.ERROR_EVENT
+            return b"", StreamEnd.ERROR_EVENT
         if facts.is_done:
             self.done_event = event.raw
             return b"", StreamEnd.DONE
@@ -192,9 +202,12 @@ class Relay:
             return b"data: " + self._endpoint.with_cost(event.data, cost_nanos) + b"\n\n", None
         return event.raw, None
 
-    async def _write(self) -> None:
+    async def _write(self, *, without_bytes: int = 0) -> None:
+        """`without_bytes`: text that was read and is not in it."""
         out = self._out
         if out:
+            # Into the log first: what the client has is never more than what the log says.
+            self._session.note_delivery(without_bytes=without_bytes)
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             await self._delivery.write(data)

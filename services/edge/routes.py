@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
-from aiohttp import HttpVersion11, web
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+from aiohttp import HttpVersion11, hdrs, web
 
 from services.common.errors import NotFound
 from services.common.ids import new_session_id
+from services.edge.cors import preflight
 from services.edge.dialects.registry import ENDPOINTS
 from services.edge.errors_http import MethodNotAllowed, error_reply
+from services.edge.handlers.account import (
+    get_balance,
+    get_billing_credit_grants,
+    get_billing_subscription,
+    get_billing_usage,
+    get_usage,
+)
 from services.edge.handlers.metered import metered
 from services.edge.handlers.models import get_model, list_models
+from services.edge.handlers.root import get_root
 
-API_ROOT = "/v1"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+API_ROOT: Final = "/v1"
+MODEL_PREFIX: Final = f"{API_ROOT}/models/"
+GET: Final = "GET, HEAD"
+BILLING: Final[tuple[tuple[str, Handler], ...]] = (
+    ("/dashboard/billing/subscription", get_billing_subscription),
+    ("/dashboard/billing/usage", get_billing_usage),
+    ("/dashboard/billing/credit_grants", get_billing_credit_grants),
+)
+
+
+def get_routes() -> Iterator[tuple[str, Handler]]:
+    """What answers GET (and HEAD)."""
+    yield "/", get_root
+    yield f"{API_ROOT}/models", list_models
+    yield f"{MODEL_PREFIX}{{id:.+}}", get_model
+    yield f"{API_ROOT}/balance", get_balance
+    yield f"{API_ROOT}/usage", get_usage
+    for path, handler in BILLING:
+        yield API_ROOT + path, handler
+        # NextChat asks without the API's root.
+        yield path, handler
+
+
+ALLOWED_METHODS: Final = {
+    **{path: GET for path, _handler in get_routes()},
+    **{API_ROOT + endpoint.path: "POST" for endpoint in ENDPOINTS},
+}
 
 
 def add_routes(app: web.Application) -> None:
-    router = app.router
     for endpoint in ENDPOINTS:
-        router.add_post(API_ROOT + endpoint.path, metered(endpoint), expect_handler=expect)
-    router.add_get(f"{API_ROOT}/models", list_models, expect_handler=expect)
-    router.add_get(f"{API_ROOT}/models/{{id:.+}}", get_model, expect_handler=expect)
-    # SDKs probe the root.
-    router.add_route("HEAD", "/", root, expect_handler=expect)
-    router.add_route("*", "/{tail:.*}", nothing_here, expect_handler=expect)
+        app.router.add_post(API_ROOT + endpoint.path, metered(endpoint), expect_handler=expect)
+    for path, handler in get_routes():
+        app.router.add_get(path, handler, expect_handler=expect)
+    app.router.add_route("*", "/{tail:.*}", elsewhere, expect_handler=expect)
 
 
 async def expect(request: web.Request) -> None:
@@ -33,18 +70,14 @@ async def expect(request: web.Request) -> None:
         request.writer.output_size = 0
 
 
-async def root(_request: web.Request) -> web.Response:
-    return web.Response(headers={"x-request-id": new_session_id()})
-
-
-async def nothing_here(request: web.Request) -> web.Response:
-    """404 for an unknown address, 405 for a known one with another method."""
+async def elsewhere(request: web.Request) -> web.Response:
+    """404 for an unknown address; for a known one the preflight's answer, or 405 for a wrong method."""
     path = request.path
-    known = {API_ROOT + endpoint.path: "POST" for endpoint in ENDPOINTS}
-    known |= {f"{API_ROOT}/models": "GET, HEAD", "/": "HEAD"}
-    allowed = "GET, HEAD" if path.startswith(f"{API_ROOT}/models/") else known.get(path)
+    allowed = ALLOWED_METHODS.get(path) or (GET if path.startswith(MODEL_PREFIX) else None)
     if allowed is None:
         return error_reply(NotFound(), new_session_id())
+    if request.method == hdrs.METH_OPTIONS:
+        return preflight(request, allowed)
     reply = error_reply(MethodNotAllowed(f"This address answers {allowed} only."), new_session_id())
-    reply.headers["Allow"] = allowed
+    reply.headers["Allow"] = f"{allowed}, OPTIONS"
     return reply

@@ -12,6 +12,7 @@ from typing import Final
 
 from services.common.contracts.charging import Admitted, Counted, Extend, Extended, SessionRef
 from services.common.money import NANOS_MAX, TokenCounts, cost_nanos
+from services.edge.session_log import LoggedSession
 from services.edge.streams.texts import TextKey, TextTally
 
 SLICE_TOKENS: Final = 2_048
@@ -30,6 +31,7 @@ class Session:
     """An admitted session. Times are seconds on a clock that runs on while the machine is suspended.
 
     `tally` is the text that was read and not counted yet; whoever reads adds to it, then asks here.
+    `logged`: the session in the edge's log; None: nothing is sent upstream yet.
     """
 
     __slots__ = (
@@ -42,6 +44,7 @@ class Session:
         "held_nanos",
         "lease_ends_s",
         "lease_half_s",
+        "logged",
         "ref",
         "seq",
         "tally",
@@ -58,6 +61,7 @@ class Session:
         self.bound_tokens = admitted.output_tokens_bound
         self.final = admitted.final or self.granted_tokens >= self.bound_tokens
         self.ended = ""
+        self.logged: LoggedSession | None = None
         self.counted_tokens = 0
         self.text_bytes = 0
         self._renew_lease(admitted.lease_ms, sent_at_s)
@@ -101,6 +105,11 @@ class Session:
         """
         uncounted = self.tally.uncounted_bytes
         return uncounted > UNCOUNTED_BYTES_MAX or (self.slice_is_due and uncounted > TAIL_BYTES)
+
+    def note_delivery(self, *, without_bytes: int = 0) -> None:
+        """Before each write: after it the client has all text that was read, but the last `without_bytes`."""
+        if self.logged is not None:
+            self.logged.progress(self.counted_tokens, self.tally.uncounted_bytes - without_bytes)
 
     def apply_count(self, keys: Sequence[TextKey], counted: Counted) -> None:
         """Move what was counted from bytes to tokens. `keys`: whose texts were sent, in that order."""

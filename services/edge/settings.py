@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.common.settings import Secret, setting
 
@@ -20,6 +21,29 @@ class EdgeSettings:
     )
     ledger_urls: tuple[str, ...] = setting(
         "METERWAY_LEDGER_URLS", "Where the ledgers' internal API is: every address behind each name."
+    )
+    log_dir: Path = setting(
+        "METERWAY_EDGE_LOG_DIR",
+        "Directory, on a volume that outlives the process, of the log from which sessions are charged after a"
+        " crash; edges of one host may share it.",
+    )
+    log_bytes_max: int = setting(
+        "METERWAY_EDGE_LOG_BYTES_MAX",
+        "Size of the log; when it is full, new requests get 503.",
+        default=1024 * MIB,
+        minimum=MIB,
+    )
+    log_segment_bytes: int = setting(
+        "METERWAY_EDGE_LOG_SEGMENT_BYTES",
+        "Size of one file of the log; three of them must fit.",
+        default=16 * MIB,
+        minimum=64 * 1024,
+    )
+    log_sync_ms: int = setting(
+        "METERWAY_EDGE_LOG_SYNC_MS",
+        "How often the log is synced to the disk: what a power loss may lose.",
+        default=100,
+        minimum=1,
     )
     host: str = setting("METERWAY_EDGE_HOST", "Address the API listens on.", default="127.0.0.1")
     port: int = setting(
@@ -50,6 +74,11 @@ class EdgeSettings:
         "METERWAY_TRUSTED_PROXIES",
         "CIDR networks whose X-Forwarded-For is believed.",
         default=(),
+    )
+    cors_origins: tuple[str, ...] = setting(
+        "METERWAY_CORS_ORIGINS",
+        "Origins whose browser pages may call the API: `*` for any, `none`, or a list of scheme://host[:port].",
+        default=("*",),
     )
     log_level: str = setting("METERWAY_LOG_LEVEL", "Least level that is logged.", default="INFO")
     drain_seconds: int = setting(

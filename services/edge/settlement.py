@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+import msgspec
+
+from services.common import logs
 from services.common.contracts.charging import Release, Settle
 from services.common.errors import Unavailable
 from services.edge.accounting import (
@@ -25,13 +28,14 @@ from services.edge.dialects.endpoint import UsageFacts
 from services.edge.own_count import OwnCount
 from services.edge.parts import EdgeParts
 from services.edge.session import Session
+from services.edge.session_log import LogUnavailable
 from services.edge.upstreams.routing import Candidate
 
+LOG = logs.get("edge.settlement")
 COUNT_RETRY_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallEnd:
+class CallEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How a call ended. `charge`: if it is known already. `usage`: what the upstream's stream reported.
     `texts`: output of a plain reply, None: a stream's is known to its session. `first_write_s`: monotonic
     time of a stream's first bytes, 0: none."""
@@ -50,6 +54,33 @@ class Settlement:
         self._incoming = incoming
         self._session = session
         self._own_count = own_count
+        self._settle_call: Settle | None = None
+
+    def close(self, end: CallEnd, charge: Charge) -> Settle:
+        """The call that settles the session, once it is in the log: a plain reply's before its first byte,
+        a stream's before it goes to a meter."""
+        if self._settle_call is None:
+            parts, session = self._parts, self._session
+            record = usage_record(
+                self._incoming,
+                session,
+                charge,
+                end.outcome,
+                edge_id=parts.edge_id,
+                candidate=end.candidate,
+                first_write_s=end.first_write_s,
+            )
+            self._settle_call = settle = Settle(ref=session.ref, seq=session.next_seq(), record=record)
+            if session.logged is not None:
+                try:
+                    session.logged.close(settle)
+                except LogUnavailable as error:
+                    LOG.error("an ending is not in the log", session_id=record.session_id, cause=error.cause)
+        elif self._settle_call.record.flags != charge.flags:
+            # An audit came later; only its flags are new.
+            record = msgspec.structs.replace(self._settle_call.record, flags=charge.flags)
+            self._settle_call = msgspec.structs.replace(self._settle_call, record=record)
+        return self._settle_call
 
     def end(self, end: CallEnd) -> None:
         """Settle what was used, release what was not."""
@@ -105,15 +136,6 @@ class Settlement:
                 )
             )
             return
-        # Edge log: CLOSE of a stream goes here.
-        record = usage_record(
-            self._incoming,
-            session,
-            charge,
-            end.outcome,
-            edge_id=parts.edge_id,
-            candidate=end.candidate,
-            first_write_s=end.first_write_s,
-        )
+        settle = self.close(end, charge)
         parts.metrics.count_charge(charge.tokens, charge.cost_nanos, charge.source, charge.flags)
-        parts.end_queue.settle(Settle(ref=session.ref, seq=session.next_seq(), record=record))
+        parts.end_queue.settle(settle)

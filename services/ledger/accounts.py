@@ -10,7 +10,7 @@ import asyncpg
 from services.common.errors import BadRequest, Conflict, NotFound
 from services.common.ids import AccountId, bucket_of, new_account_id
 from services.common.money import NANOS_MAX
-from services.ledger import audit, journal
+from services.ledger import audit, claims, journal
 from services.ledger.database import Connection, Database, Row
 from services.ledger.meters import Meters
 from services.ledger.postings import JournalLine, available_account
@@ -41,12 +41,14 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """`moved_nanos`: by how much `available` changed (an adjustment down stops at 0).
-    `is_new`: False when this `ref` had been carried out before."""
+    """`moved_nanos`: what was added, or taken at once, before any claim was served. `claimed_nanos`: what an
+    adjustment down found missing; it is taken from whatever comes to the account next. `is_new`: False when
+    this `ref` had been carried out before."""
 
     transaction_id: int
     moved_nanos: int
     is_new: bool
+    claimed_nanos: int = 0
 
 
 async def create_account(database: Database, *, email: str | None = None, actor: str = "ledger") -> AccountId:
@@ -85,10 +87,9 @@ async def list_accounts(database: Database, *, after: str = "", limit: int = 100
 async def credit(
     database: Database, *, account_id: str, nanos: int, reason: str, actor: str, ref: str
 ) -> Movement:
-    """Credit `nanos`, or adjust down by `-nanos`, at most what is available. Once per `ref`.
+    """Credit `nanos`, or adjust down by `-nanos`: what is not available becomes a claim. Once per `ref`.
 
-    Raises AccountNotFound, BadRequest, and Conflict: the `ref` was used for something else, or there
-    is nothing to take.
+    Raises AccountNotFound, BadRequest, and Conflict: the `ref` was used for something else.
     """
     if nanos == 0 or abs(nanos) > NANOS_MAX:
         raise BadRequest("The amount must not be 0 and must be under $9,000,000.", param="amount")
@@ -103,11 +104,14 @@ async def credit(
         if before is not None:
             return await _repeated(connection, before, account_id, nanos)
         moved_nanos = max(nanos, -available_nanos)
-        if moved_nanos == 0:
-            raise Conflict("Nothing is available on this account that could be taken.")
-        await _move(connection, account_id, moved_nanos, reason=reason, actor=actor, ref=ref)
+        await _move(connection, account_id, nanos, moved_nanos, reason=reason, actor=actor, ref=ref)
         transaction_id = await connection.fetchval(JOURNAL["find_transaction"], "credit", ref)
-        return Movement(transaction_id=transaction_id, moved_nanos=moved_nanos, is_new=True)
+        return Movement(
+            transaction_id=transaction_id,
+            moved_nanos=moved_nanos,
+            is_new=True,
+            claimed_nanos=moved_nanos - nanos,
+        )
 
     try:
         return await database.transaction(work)
@@ -117,15 +121,29 @@ async def credit(
 
 
 async def _move(
-    connection: Connection, account_id: str, nanos: int, *, reason: str, actor: str, ref: str
+    connection: Connection,
+    account_id: str,
+    nanos: int,
+    moved_nanos: int,
+    *,
+    reason: str,
+    actor: str,
+    ref: str,
 ) -> None:
-    await connection.execute(SQL["add_to_balance"], account_id, nanos)
-    lines = (
-        JournalLine("platform:credit", -nanos),
-        JournalLine(available_account(account_id), nanos, account_id),
-    )
+    claimed_nanos = moved_nanos - nanos
+    await connection.execute(SQL["add_to_balance"], account_id, moved_nanos)
+    lines = [JournalLine("platform:credit", -nanos)]
+    if moved_nanos:
+        lines.append(JournalLine(available_account(account_id), moved_nanos, account_id))
+    if claimed_nanos:
+        lines.append(JournalLine(claims.RECEIVABLE, -claimed_nanos))
+        await claims.insert(
+            connection, account_id=account_id, nanos=claimed_nanos, reason=reason, actor=actor, ref=ref
+        )
     await journal.write(connection, kind="credit", lines_by_ref={ref: lines}, reason=reason, actor=actor)
-    moved = {"nanos": nanos, "reason": reason, "ref": ref}
+    if moved_nanos > 0:
+        await claims.serve(connection, {account_id: moved_nanos})
+    moved = {"nanos": nanos, "claimed_nanos": claimed_nanos, "reason": reason, "ref": ref}
     await audit.record(connection, actor=actor, action="account.credit", target=account_id, after=moved)
 
 
@@ -133,10 +151,16 @@ async def _repeated(connection: Connection, transaction_id: int, account_id: str
     moved_nanos = await connection.fetchval(
         JOURNAL["account_amount"], transaction_id, available_account(account_id)
     )
-    is_same = moved_nanos == nanos if nanos > 0 else nanos <= moved_nanos < 0
-    if not is_same:
+    credited_nanos = -await connection.fetchval(JOURNAL["account_amount"], transaction_id, "platform:credit")
+    owner = await connection.fetchval(SQL["owner_of_credit"], transaction_id)
+    if credited_nanos != nanos or owner != account_id:
         raise Conflict("This reference was used for another credit.", param="ref")
-    return Movement(transaction_id=transaction_id, moved_nanos=moved_nanos, is_new=False)
+    return Movement(
+        transaction_id=transaction_id,
+        moved_nanos=moved_nanos,
+        is_new=False,
+        claimed_nanos=moved_nanos - nanos,
+    )
 
 
 async def suspend(database: Database, meters: Meters, *, account_id: str, actor: str) -> None:

@@ -22,13 +22,20 @@ from services.ledger.console.routes import add_routes as add_console_routes
 from services.ledger.context import LEDGER, Ledger
 from services.ledger.database import Connection, Database, DatabaseUnavailable
 from services.ledger.edge_routes import add_edge_routes
-from services.ledger.epochs import FrozenLoans
+from services.ledger.frozen_loans import FrozenLoans
+from services.ledger.gone_edges import GoneEdges
+from services.ledger.handlers.account_view import add_account_view_route
 from services.ledger.handlers.internal import add_meter_routes
+from services.ledger.late_use import LateUse
 from services.ledger.loans import Lender
 from services.ledger.meters import Meters
 from services.ledger.metrics import LedgerMetrics
 from services.ledger.migrate import missing_migrations
 from services.ledger.posting import Poster
+from services.ledger.recalls import Recalls
+from services.ledger.recovery import Recovery
+from services.ledger.roll_call import Caller, RollCalls
+from services.ledger.sealing import Sealer
 from services.ledger.settings import LedgerSettings
 
 LOG = logs.get("ledger.app")
@@ -85,12 +92,24 @@ async def open_ledger(
         stack.push_async_callback(poster.close)
         lender = Lender(database, metrics)
         stack.push_async_callback(lender.close)
-        frozen_loans = FrozenLoans(database, meters, poster, metrics, grace_ms=settings.frozen_grace_ms)
+        frozen_loans = FrozenLoans(database, meters, metrics)
+        recalls = Recalls(database, meters, metrics)
+        roll_calls = RollCalls(
+            database,
+            metrics,
+            caller=Caller(database, session, metrics),
+            frozen_loans=frozen_loans,
+            gone_edges=GoneEdges(database, meters, metrics, orphan_grace_ms=settings.orphan_grace_ms),
+            recalls=recalls,
+            edge_grace_ms=settings.edge_grace_ms,
+        )
         await poster.prepare()
         background = Background()
         stack.push_async_callback(background.close)
-        background.start(frozen_loans.run())
+        background.start(roll_calls.run())
+        background.start(LateUse(database, meters, poster.late_use_posted).run())
         background.start(_keep_partitions_ahead(poster))
+        background.start(Sealer(database, metrics).run())
         yield Ledger(
             settings=settings,
             database=database,
@@ -99,6 +118,9 @@ async def open_ledger(
             lender=lender,
             poster=poster,
             frozen_loans=frozen_loans,
+            recalls=recalls,
+            recovery=Recovery(database, meters, poster, metrics),
+            roll_calls=roll_calls,
             background=background,
         )
 
@@ -155,6 +177,7 @@ def _internal_app(ledger: Ledger, parts: CatalogueParts) -> web.Application:
     add_health_routes(app, ledger.metrics.registry, ready)
     add_meter_routes(app)
     add_edge_routes(app)
+    add_account_view_route(app)
     return app
 
 

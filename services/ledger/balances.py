@@ -49,6 +49,7 @@ class Posted:
     available_nanos: int
     epoch: int
     escrows: Mapping[int, Escrow]
+    claimed_nanos: int = 0
 
 
 async def read(database: Database, meters: Meters, *, account_id: str) -> Balance:
@@ -79,6 +80,7 @@ async def read_posted(database: Database, account_id: str) -> Posted:
         return Posted(
             available_nanos=row["available_nanos"],
             epoch=row["epoch"],
+            claimed_nanos=row["claimed_nanos"],
             escrows={
                 escrow["epoch"]: Escrow(
                     escrow["lent_nanos"], escrow["returned_nanos"], escrow["settled_nanos"]
@@ -91,7 +93,9 @@ async def read_posted(database: Database, account_id: str) -> Posted:
 
 
 def posted_balance_nanos(posted: Posted) -> int:
-    return posted.available_nanos + sum(escrow.rest_nanos for escrow in posted.escrows.values())
+    """What is out on loan and claimed is not the account's any more."""
+    out_nanos = sum(escrow.rest_nanos for escrow in posted.escrows.values())
+    return posted.available_nanos + max(0, out_nanos - posted.claimed_nanos)
 
 
 def combine(account_id: str, posted: Posted, audit: AuditReply) -> Balance:

@@ -8,11 +8,14 @@ from aiohttp import web
 
 from services.ledger.background import Background
 from services.ledger.database import Database
-from services.ledger.epochs import FrozenLoans
+from services.ledger.frozen_loans import FrozenLoans
 from services.ledger.loans import Lender
 from services.ledger.meters import Meters
 from services.ledger.metrics import LedgerMetrics
 from services.ledger.posting import Poster
+from services.ledger.recalls import Recalls
+from services.ledger.recovery import Recovery
+from services.ledger.roll_call import RollCalls
 from services.ledger.settings import LedgerSettings
 
 
@@ -25,6 +28,9 @@ class Ledger:
     lender: Lender
     poster: Poster
     frozen_loans: FrozenLoans
+    recalls: Recalls
+    recovery: Recovery
+    roll_calls: RollCalls
     background: Background
 
 

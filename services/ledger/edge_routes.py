@@ -1,4 +1,4 @@
-"""The internal routes that edges use, and the catalogue that meters fetch."""
+"""The internal routes that edges use (routing, registration, logs), and the catalogue that meters fetch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from aiohttp import web
 
 from services.common import logs
 from services.common.contracts.catalogue import CredentialReport, EdgeRegistration
+from services.common.contracts.recovery import Recovered, SessionIds
 from services.common.errors import BadRequest
 from services.common.internal_http import read_body, typed_response
 from services.ledger import channels
@@ -36,6 +37,8 @@ def add_edge_routes(app: web.Application) -> None:
     app.router.add_get("/internal/v1/catalogue", get_catalogue)
     app.router.add_post("/internal/v1/channels/credential_report", post_credential_report)
     app.router.add_post("/internal/v1/edges", post_edge)
+    app.router.add_post("/internal/v1/sessions/missing", post_missing)
+    app.router.add_post("/internal/v1/recovered", post_recovered)
 
 
 async def get_routing(request: web.Request) -> web.Response:
@@ -70,11 +73,26 @@ async def post_credential_report(request: web.Request) -> web.Response:
 
 
 async def post_edge(request: web.Request) -> web.Response:
+    """An edge registers before it serves, and again every few seconds. A new process must promise anew."""
     edge = await read_body(request, EdgeRegistration)
-    await request.app[LEDGER].database.execute(
+    ledger = request.app[LEDGER]
+    is_new = await ledger.database.fetchval(
         SQL["register_edge"], edge.edge_id, edge.incarnation, edge.internal_url
     )
+    if is_new:
+        ledger.roll_calls.wake()
     return typed_response(Registered(edge_id=edge.edge_id))
+
+
+async def post_missing(request: web.Request) -> web.Response:
+    asked = await read_body(request, SessionIds)
+    missing = await request.app[LEDGER].recovery.missing(asked.session_ids)
+    return typed_response(SessionIds(session_ids=missing))
+
+
+async def post_recovered(request: web.Request) -> web.Response:
+    told = await read_body(request, Recovered)
+    return typed_response(await request.app[LEDGER].recovery.recover(told))
 
 
 def _whole_number(request: web.Request, name: str, *, default: int) -> int:

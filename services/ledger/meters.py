@@ -16,9 +16,23 @@ import msgspec
 
 from services.common import logs
 from services.common.contracts.catalogue import Catalogue
-from services.common.contracts.lending import AuditReply, AuditRequest, Configure, InitEpochs, KeySnapshot
+from services.common.contracts.charging import Settle
+from services.common.contracts.lending import (
+    AllSettled,
+    AuditReply,
+    AuditRequest,
+    Configure,
+    EdgeForgotten,
+    ForgetEdge,
+    InitEpochs,
+    KeySnapshot,
+    Recall,
+    RecallReply,
+    SettleAll,
+)
 from services.common.discovery import Instances
 from services.common.errors import Unavailable
+from services.common.ids import EdgeId
 from services.common.internal_http import InternalCallError, call
 from services.ledger.metrics import LedgerMetrics
 
@@ -80,20 +94,44 @@ class Meters:
         """Raises MeterNotConfirmed."""
         await self._push("/internal/v1/init_epoch", InitEpochs(epochs=epochs))
 
+    async def configure_shared(self, keys: Sequence[KeySnapshot]) -> None:
+        """In Redis, which all meters share, when it returns. Raises MetersAway."""
+        for start in range(0, len(keys), SNAPSHOTS_MAX):
+            body = Configure(keys=tuple(keys[start : start + SNAPSHOTS_MAX]))
+            await self._ask_any("/internal/v1/configure", body, Confirmed)
+
     async def audit(self, request: AuditRequest, *, timeout_ms: int | None = None) -> AuditReply:
         """What Redis holds, from the first meter that answers: they share it. Raises MetersAway."""
+        return await self._ask_any("/internal/v1/audit", request, AuditReply, timeout_ms=timeout_ms)
+
+    async def recall(self, recall: Recall) -> RecallReply:
+        """Raises MetersAway: whether Redis carried it out is not known; ask again with the same `rseq`."""
+        return await self._ask_any("/internal/v1/recall", recall, RecallReply)
+
+    async def settle(self, settles: Sequence[Settle]) -> None:
+        """Each has ended when it returns. Raises MetersAway: some may have."""
+        if settles:
+            await self._ask_any("/internal/v1/settle", SettleAll(tuple(settles)), AllSettled)
+
+    async def forget_edge(self, edge_id: EdgeId) -> EdgeForgotten:
+        """End this edge's sessions at their last checkpoints. Raises MetersAway."""
+        return await self._ask_any("/internal/v1/edges/forget", ForgetEdge(edge_id), EdgeForgotten)
+
+    async def _ask_any(
+        self, path: str, body: object, answer_type: type[T], *, timeout_ms: int | None = None
+    ) -> T:
         for url in await self._instances.refresh():
             try:
                 return await call(
                     self._session,
-                    f"{url}/internal/v1/audit",
-                    AuditReply,
-                    body=request,
+                    f"{url}{path}",
+                    answer_type,
+                    body=body,
                     timeout_ms=timeout_ms or self._timeout_ms,
                 )
             except InternalCallError as error:
                 if not _is_refused(error):
-                    LOG.warning("meter did not answer an audit", url=url, status=error.status)
+                    LOG.warning("a meter did not answer", url=url, path=path, status=error.status)
         raise MetersAway(retry_after_ms=1_000)
 
     async def _push(self, path: str, body: object) -> None:

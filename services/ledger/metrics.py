@@ -12,6 +12,7 @@ class LedgerMetrics:
         self.registry = registry
         self._make_posting_metrics(registry)
         self._make_lending_metrics(registry)
+        self._make_recovery_metrics(registry)
         self._make_operator_metrics(registry)
 
     def _make_posting_metrics(self, registry: CollectorRegistry) -> None:
@@ -77,9 +78,67 @@ class LedgerMetrics:
         self.open_fences = Gauge(
             "meterway_ledger_open_fences", "Ended epochs whose loans are still frozen.", registry=registry
         )
+        self.sealed_transactions = Counter(
+            "meterway_ledger_sealed_transactions_total",
+            "Journal transactions put into a block of the hash chain.",
+            registry=registry,
+        )
+        self.unsealed_transactions = Gauge(
+            "meterway_ledger_unsealed_transactions",
+            "Journal transactions that no block of the hash chain has yet, counted up to 100,000.",
+            registry=registry,
+        )
+        self.seal_lag_seconds = Gauge(
+            "meterway_ledger_seal_lag_seconds",
+            "Age of the oldest journal transaction that no block has yet; 0: all are sealed.",
+            registry=registry,
+        )
+        self.recalls = Counter(
+            "meterway_ledger_recalls_total", "Answers to recalls, by result.", ["result"], registry=registry
+        )
+        self.recalled_nanos = Counter(
+            "meterway_ledger_recalled_nanodollars_total",
+            "Unheld parts of current loans that came back.",
+            registry=registry,
+        )
         self.meters_unconfirmed = Counter(
             "meterway_ledger_meters_unconfirmed_total",
             "Pushes that a meter did not confirm in time.",
+            registry=registry,
+        )
+
+    def _make_recovery_metrics(self, registry: CollectorRegistry) -> None:
+        self.promises = Counter(
+            "meterway_ledger_promises_total", "Buckets' epochs that edges promised.", registry=registry
+        )
+        self.roll_calls_unanswered = Counter(
+            "meterway_ledger_roll_calls_unanswered_total",
+            "Roll-calls that an edge did not answer, or not in full.",
+            registry=registry,
+        )
+        self.edges_given_up = Counter(
+            "meterway_ledger_edges_given_up_total",
+            "Times that a roll-call went on without an edge that was silent.",
+            registry=registry,
+        )
+        self.edges_forgotten = Counter(
+            "meterway_ledger_edges_forgotten_total",
+            "Edges that were silent for so long that they count as lost.",
+            registry=registry,
+        )
+        self.open_sessions = Gauge(
+            "meterway_ledger_open_sessions",
+            "Sessions of ended epochs that edges listed and that have not ended.",
+            registry=registry,
+        )
+        self.lost_sessions = Counter(
+            "meterway_ledger_lost_sessions_total",
+            "Sessions of lost edges that ended uncharged: the operator pays them.",
+            registry=registry,
+        )
+        self.lost_held_nanos = Counter(
+            "meterway_ledger_lost_held_nanodollars_total",
+            "The most that those sessions can have cost.",
             registry=registry,
         )
 

@@ -8,6 +8,7 @@ as it came; the rest posts.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ SQL = load_queries("posting")
 ENTRIES_PER_CALL_MAX = 500
 ENTRIES_PER_TRANSACTION_MAX = 2_000
 ENTRIES_WAITING_MAX = 50_000
+CHECKPOINT = "checkpoint"
 
 
 class Result(Enum):
@@ -50,6 +52,7 @@ class _Batch:
     results: dict[int, Result] = field(default_factory=dict)
     pending: dict[int, PostingEntry] = field(default_factory=dict)
     charges: list[Charge] = field(default_factory=list)
+    late_use: dict[str, int] = field(default_factory=dict)
     findings: list[ExceptionRow] = field(default_factory=list)
 
     def finish(self, place: int, result: Result) -> None:
@@ -74,9 +77,8 @@ class Poster:
             batch_size_max=ENTRIES_PER_TRANSACTION_MAX,
             waiting_size_max=ENTRIES_WAITING_MAX,
         )
-        self.posted_epochs: dict[int, int] = {}
-        """The newest epoch of each bucket that was posted here. A bucket's outbox is posted in its
-        order: everything older that was in it is in the ledger too."""
+        self.late_use_posted = asyncio.Event()
+        """Set when use came past Redis, which must be told of it."""
 
     async def post(self, entries: Sequence[PostingEntry]) -> PostingReply:
         """Afterwards every entry is in the ledger: posted, seen before, or on the exception list.
@@ -139,12 +141,12 @@ class Poster:
 
         batch = await self._database.transaction(work)
         self._count(batch)
-        for entry in sound:
-            bucket = bucket_of(entry.record.account_id)
-            self.posted_epochs[bucket] = max(entry.epoch, self.posted_epochs.get(bucket, 0))
+        if batch.late_use:
+            self.late_use_posted.set()
         return [batch.results[place] for place in range(len(entries))]
 
     async def _charge(self, connection: Connection, batch: _Batch) -> None:
+        current_epochs = await _share_epochs(connection, batch.pending.values())
         rests = await self._lock_escrows(connection, batch.pending.values())
         await _set_aside_unknown_accounts(connection, batch, rests)
         await _drop_posted_before(connection, batch)
@@ -155,6 +157,7 @@ class Poster:
         )
         batch.charges, findings = postings.charge_all(entries, rests, available)
         batch.findings += findings
+        batch.late_use = postings.late_use(batch.charges, current_epochs)
         for place, entry in list(batch.pending.items()):
             price = self._prices.get(entry.record.model, entry.record.price_version)
             mismatch = postings.check_price(entry, price)
@@ -174,7 +177,7 @@ class Poster:
     async def _write(self, connection: Connection, batch: _Batch) -> None:
         if batch.charges:
             await _insert_usage(connection, batch.charges)
-            await _move_money(connection, batch.charges)
+            await _move_money(connection, batch.charges, batch.late_use)
         await write_exceptions(connection, batch.findings)
 
     async def _list_refused(self, entry: PostingEntry, error: Exception) -> Result:
@@ -196,6 +199,14 @@ class Poster:
         metrics.overrun_nanos.inc(sum(charge.overrun_nanos for charge in batch.charges))
         for row in batch.findings:
             metrics.exceptions.labels(kind=row.kind).inc()
+
+
+async def _share_epochs(connection: Connection, entries: Iterable[PostingEntry]) -> dict[int, int]:
+    """The current epochs by bucket. No fence can commit until this transaction ends."""
+    await connection.execute(SQL["share_epochs"])
+    buckets = sorted({bucket_of(entry.record.account_id) for entry in entries})
+    rows = await connection.fetch(SQL["epochs_of"], buckets)
+    return {row["bucket"]: row["epoch"] for row in rows}
 
 
 async def _set_aside_unknown_accounts(
@@ -226,7 +237,10 @@ async def _drop_posted_before(connection: Connection, batch: _Batch) -> None:
         before = seen.get(record.session_id)
         if before is None:
             seen[record.session_id] = (record.account_id, record.cost_nanos)
-        elif before == (record.account_id, record.cost_nanos):
+        elif before == (record.account_id, record.cost_nanos) or (
+            # A checkpoint is what is charged for want of better: the session's own record came first.
+            record.usage_source == CHECKPOINT and before[0] == record.account_id
+        ):
             batch.finish(place, Result.DUPLICATE)
         else:
             reason = f"posted before for account {before[0]} at {before[1]} nanodollars"
@@ -265,7 +279,7 @@ async def _insert_usage(connection: Connection, charges: Sequence[Charge]) -> No
         raise asyncpg.SerializationError("a session was posted meanwhile") from error
 
 
-async def _move_money(connection: Connection, charges: Sequence[Charge]) -> None:
+async def _move_money(connection: Connection, charges: Sequence[Charge], late_use: Mapping[str, int]) -> None:
     totals = postings.add_up(charges)
     settled = [
         (account_id, epoch, nanos)
@@ -284,6 +298,7 @@ async def _move_money(connection: Connection, charges: Sequence[Charge]) -> None
         connection, kind="usage", lines_by_ref={ref: entries for ref, entries in lines.items() if entries}
     )
     used = postings.key_use(charges)
+    used |= {(key_id, postings.LATE_WINDOW): nanos for key_id, nanos in late_use.items()}
     if used:
         await connection.execute(
             SQL["add_key_use"],
@@ -291,3 +306,5 @@ async def _move_money(connection: Connection, charges: Sequence[Charge]) -> None
             [window for _key_id, window in used],
             list(used.values()),
         )
+    if late_use:
+        await connection.execute(SQL["wish_push"], [postings.clean_text(key_id) for key_id in late_use])

@@ -17,7 +17,7 @@ import msgspec
 
 from services.common.contracts.charging import UsageRecord
 from services.common.contracts.lending import PostingEntry
-from services.common.ids import uuid7_ms
+from services.common.ids import bucket_of, uuid7_ms
 from services.common.money import NANOS_MAX, PriceVector, TokenCounts, cost_nanos
 
 EscrowKey = tuple[str, int]
@@ -25,6 +25,8 @@ EscrowKey = tuple[str, int]
 DAY_MS = 86_400_000
 INT64_MAX = 2**63 - 1
 TEXT_CHARS_MAX = 8_192
+LATE_WINDOW = "late"
+"""The usage window of what came past Redis."""
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -38,6 +40,7 @@ class Finding(StrEnum):
     PRICE_UNKNOWN = "price_unknown"
     ESCROW_SHORT = "escrow_short"
     OVERRUN = "overrun"
+    LATE_LOG = "late_log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class JournalLine:
 def find_fault(entry: PostingEntry) -> str | None:
     """Why this entry can't be posted whatever the ledger holds, or None."""
     record, tokens = entry.record, entry.record.tokens
-    if _UUID7.fullmatch(record.session_id) is None:
+    if not is_session_id(record.session_id):
         return "the session id is not a UUIDv7 in canonical form"
     if not 0 <= entry.loan_nanos <= record.cost_nanos <= NANOS_MAX:
         return "the loan part or the cost is out of bounds"
@@ -107,6 +110,10 @@ def find_fault(entry: PostingEntry) -> str | None:
     if min(numbers) < 0 or max(numbers) > INT64_MAX:
         return "a count is out of bounds"
     return None
+
+
+def is_session_id(text: str) -> bool:
+    return _UUID7.fullmatch(text) is not None
 
 
 def clean_text(text: str) -> str:
@@ -210,6 +217,18 @@ def key_use(charges: Iterable[Charge]) -> dict[tuple[str, str], int]:
         for window in usage_windows(day * DAY_MS):
             used[key_id, window] = used.get((key_id, window), 0) + nanos
     return used
+
+
+def late_use(charges: Iterable[Charge], current_epochs: Mapping[int, int]) -> dict[str, int]:
+    """Nanos by key that Redis does not count by itself: of an epoch that had ended, or posted past it."""
+    late: dict[str, int] = {}
+    for charge in charges:
+        entry = charge.entry
+        record = entry.record
+        is_late = entry.past_redis or entry.epoch < current_epochs.get(bucket_of(record.account_id), 0)
+        if is_late and record.cost_nanos:
+            late[record.key_id] = late.get(record.key_id, 0) + record.cost_nanos
+    return late
 
 
 def check_price(entry: PostingEntry, price: PriceVector | None) -> ExceptionRow | None:

@@ -43,9 +43,12 @@ BOOK_CHECKS: Final = {
     "settled is the sum of the usage": "wrong_settled",
     "key use is the sum of the usage": "wrong_key_use",
     "platform account is the sum of the usage": "platform_totals",
+    "what came back of a loan is the sum of its returns": "wrong_returned",
+    "recalled is the sum of the recalls": "wrong_recalled",
+    "the receivable is the sum of the claims": "wrong_receivable",
 }
-REVIEW_KINDS: Final = frozenset({Finding.OVERRUN.value, Finding.ESCROW_SHORT.value})
-"""Findings whose money is in the books: for a person to look at, but no difference."""
+REVIEW_KINDS: Final = frozenset({Finding.OVERRUN.value, Finding.ESCROW_SHORT.value, Finding.LATE_LOG.value})
+"""Findings that the books are right about: for a person to look at, but no difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,37 @@ async def _check_books(connection: Connection) -> tuple[list[Difference], list[R
                 kind="flagged_usage", subject=row["session_id"], account_id=row["account_id"], detail=flags
             )
         )
+    review += await _still_open(connection)
     return differences, review[:REVIEW_MAX]
+
+
+async def _still_open(connection: Connection) -> list[Review]:
+    """Claims, and what the last roll-call still waits for."""
+    found = [
+        Review(
+            kind="open_claim",
+            subject=row["account_id"],
+            account_id=row["account_id"],
+            detail={"reason": row["reason"], "nanos": row["nanos"], "open_nanos": row["open_nanos"]},
+        )
+        for row in await connection.fetch(SQL["open_claims"], REVIEW_MAX)
+    ]
+    found += [
+        Review(
+            kind="holds_beyond_escrow",
+            subject=f"{row['account_id']} epoch {row['epoch']}",
+            account_id=row["account_id"],
+            detail={"held_nanos": row["held_nanos"], "rest_nanos": row["rest_nanos"]},
+        )
+        for row in await connection.fetch(SQL["holds_beyond_escrow"], REVIEW_MAX)
+    ]
+    found += [
+        Review(
+            kind="promise_awaited", subject=row["edge_id"], account_id="", detail={"buckets": row["buckets"]}
+        )
+        for row in await connection.fetch(SQL["waits_for_promise"], REVIEW_MAX)
+    ]
+    return found
 
 
 class _PageCheck:
@@ -177,24 +210,17 @@ class _PageCheck:
             await self._judge(account_id, rows)
 
     async def _judge(self, account_id: str, rows: Sequence[Difference]) -> None:
-        """A key whose use Redis is behind on by no more than what came past Redis is for review."""
+        """A key that Redis is about to be told of is still moving."""
         about_keys = [row for row in rows if row.what in (KEY_USE, KEY_USE_WAITING)]
         self.differences += [row for row in rows if row not in about_keys]
         if not about_keys:
             return
-        late = {
-            row["key_id"]: row["nanos"] for row in await self._database.fetch(SQL["late_key_use"], account_id)
-        }
-        for row in about_keys:
-            behind_nanos = int(row.expected) - int(row.found)
-            late_nanos = sum(late.values()) if row.what == KEY_USE_WAITING else late.get(row.subject, 0)
-            if 0 < behind_nanos <= late_nanos:
-                detail = {"behind_nanos": behind_nanos, "late_nanos": late_nanos}
-                self.review.append(
-                    Review(kind="late_key_use", subject=row.subject, account_id=account_id, detail=detail)
-                )
-            else:
-                self.differences.append(row)
+        waiting = {row["key_id"] for row in await self._database.fetch(SQL["waiting_pushes"], account_id)}
+        told = [row for row in about_keys if row.subject not in waiting]
+        if waiting:
+            told = [row for row in told if row.what != KEY_USE_WAITING]
+            self.moving += len(told) < len(about_keys)
+        self.differences += told
 
     async def _compare_once(
         self, account_ids: Sequence[AccountId], audited: dict[AccountId, AccountAudit]
@@ -209,7 +235,7 @@ class _PageCheck:
             if account_id in audited and _place(audited[account_id]) == _place(account)
         }
         after = await self._read(account_ids, found)
-        # A position is for one epoch and gseq: a reading of another one says nothing.
+        # A position is for one epoch, gseq and rseq: a reading of another one says nothing.
         usable = {account_id: at for account_id, at in before.accounts.items() if account_id in same_place}
         before = Positions(accounts=usable, key_use_nanos=before.key_use_nanos)
         comparison = compare(before=before, audit=audit, after=after)
@@ -235,12 +261,18 @@ class _PageCheck:
                 [account.account_id for account in present],
                 [account.epoch for account in present],
                 [account.gseq for account in present],
+                [account.rseq for account in present],
             )
             keys = await connection.fetch(SQL["key_positions"], list(account_ids))
             return Positions(
                 accounts={
                     row["account_id"]: Position(
-                        row["is_known"], row["settled_nanos"], row["applied_nanos"], row["last_gseq"]
+                        row["is_known"],
+                        row["settled_nanos"],
+                        row["applied_nanos"],
+                        row["last_gseq"],
+                        row["last_rseq"],
+                        row["is_recalling"],
                     )
                     for row in accounts
                 },
@@ -250,5 +282,5 @@ class _PageCheck:
         return await self._database.transaction(work, isolation="repeatable_read")
 
 
-def _place(account: AccountAudit) -> tuple[int, int]:
-    return account.epoch, account.gseq
+def _place(account: AccountAudit) -> tuple[int, int, int]:
+    return account.epoch, account.gseq, account.rseq

@@ -27,12 +27,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Position:
-    """An account in Postgres, for the epoch and gseq that Redis is at."""
+    """An account in Postgres, for the epoch, gseq and rseq that Redis is at. `applied_nanos`: loans up to
+    there less recalls. `is_recalling`: Redis has carried out a recall that the books have no answer of."""
 
     is_known: bool
     settled_nanos: int
     applied_nanos: int
     last_gseq: int
+    last_rseq: int = 0
+    is_recalling: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,13 @@ def _compare_account(
     comparison: Comparison, account: AccountAudit, old: Position, new: Position, unposted_nanos: int
 ) -> None:
     account_id, subject = account.account_id, f"{account.account_id} epoch {account.epoch}"
-    if old != new:
+    if old != new or new.is_recalling:
         comparison.moving.add(account_id)
     if account.gseq > new.last_gseq:
         comparison.add(account_id, "last loan", subject, expected=new.last_gseq, found=account.gseq)
-    if account.granted_nanos != new.applied_nanos:
+    if account.rseq < new.last_rseq:
+        comparison.add(account_id, "last recall", subject, expected=new.last_rseq, found=account.rseq)
+    if account.granted_nanos != new.applied_nanos and not new.is_recalling:
         comparison.add(
             account_id, "granted", subject, expected=new.applied_nanos, found=account.granted_nanos
         )

@@ -47,10 +47,16 @@ class LedgerSettings:
     upstream_api_key: Secret = setting(
         "METERWAY_UPSTREAM_API_KEY", "That upstream's API key.", default=Secret("")
     )
-    frozen_grace_ms: int = setting(
-        "METERWAY_FROZEN_GRACE_MS",
-        "How long after the end of an epoch its unspent loans stay frozen.",
-        default=120_000,
+    edge_grace_ms: int = setting(
+        "METERWAY_EDGE_GRACE_MS",
+        "How long an edge may be silent before a roll-call goes on without its promise.",
+        default=60_000,
+        minimum=1,
+    )
+    orphan_grace_ms: int = setting(
+        "METERWAY_ORPHAN_GRACE_MS",
+        "How long an edge may be silent before its sessions end at their last checkpoints.",
+        default=3_600_000,
         minimum=1,
     )
     meter_timeout_ms: int = setting(

@@ -51,6 +51,8 @@ def snapshot(row: Row) -> KeySnapshot:
         used_month_nanos=row["used_month_nanos"],
         used_day=row["used_day"],
         used_month=row["used_month"],
+        late_nanos=row["late_nanos"],
+        epoch=row["epoch"],
     )
 
 

@@ -163,7 +163,13 @@ class Admission:
             found = await self._slowly(attempt, self._keys.recent(attempt.call.key_hash))
             snapshot = self._authenticate(attempt.call, found)
         bucket = snapshot.bucket
-        self._check(await self._store.configure(snapshot, epoch=self._epochs.known(bucket)), bucket)
+        in_force = await self._store.configure(snapshot, epoch=self._epochs.known(bucket))
+        self._check(in_force, bucket)
+        if in_force == 0:
+            # The snapshot is of an epoch before: what was posted since is not in it.
+            found = await self._slowly(attempt, self._keys.refetch(attempt.call.key_hash))
+            snapshot = self._authenticate(attempt.call, found)
+            self._check(await self._store.configure(snapshot, epoch=self._epochs.known(bucket)), bucket)
         return snapshot
 
     def _price(self, call: Open) -> tuple[Model, PriceVersion]:

@@ -57,6 +57,9 @@ def make_app(settings: MeterSettings) -> web.Application:
     app.router.add_post("/internal/v1/catalogue", handlers.catalogue)
     app.router.add_post("/internal/v1/init_epoch", handlers.init_epoch)
     app.router.add_post("/internal/v1/audit", handlers.audit)
+    app.router.add_post("/internal/v1/recall", handlers.recall)
+    app.router.add_post("/internal/v1/settle", handlers.settle)
+    app.router.add_post("/internal/v1/edges/forget", handlers.forget_edge)
 
     async def ready() -> Mapping[str, bool]:
         meter = app[METER]

@@ -103,6 +103,7 @@ def _joined(replies: Iterable[AuditReply], wanted: set[AccountId] | None) -> Aud
     accounts: list[AccountAudit] = []
     keys: list[KeyAudit] = []
     unposted: dict[str, int] = {}
+    by_epoch: dict[str, dict[int, int]] = {}
     outbox_entries = 0
     for reply in replies:
         accounts += [one for one in reply.accounts if wanted is None or one.account_id in wanted]
@@ -110,8 +111,9 @@ def _joined(replies: Iterable[AuditReply], wanted: set[AccountId] | None) -> Aud
         outbox_entries += reply.outbox_entries
         for account_id, nanos in reply.unposted_nanos.items():
             if wanted is None or account_id in wanted:
-                unposted[account_id] = unposted.get(account_id, 0) + nanos
-    return AuditReply(tuple(accounts), tuple(keys), outbox_entries, unposted)
+                unposted[account_id] = nanos
+                by_epoch[account_id] = reply.unposted_by_epoch[account_id]
+    return AuditReply(tuple(accounts), tuple(keys), outbox_entries, unposted, by_epoch)
 
 
 def _audit_reply(bucket: int, account_ids: list[str], key_ids: list[str], reply: list[Any]) -> AuditReply:
@@ -133,6 +135,7 @@ def _audit_reply(bucket: int, account_ids: list[str], key_ids: list[str], reply:
             AccountAudit(
                 AccountId(account_id), bucket, current, int(row[1]), int(row[2]), int(row[3]),
                 sum(one.held_nanos for one in own if one.epoch == current), int(row[4]), own,
+                int(row[5] or 0),
             )
         )  # fmt: skip
     keys = tuple(
@@ -140,5 +143,8 @@ def _audit_reply(bucket: int, account_ids: list[str], key_ids: list[str], reply:
         for key_id, row in zip(key_ids, key_rows, strict=True)
         if row[0] is not None and int(row[1]) == current
     )
-    unposted = {sums[at].decode(): int(sums[at + 1]) for at in range(0, len(sums), 2)}
-    return AuditReply(tuple(accounts), keys, int(outbox_entries), unposted)
+    by_epoch: dict[str, dict[int, int]] = {}
+    for at in range(0, len(sums), 3):
+        by_epoch.setdefault(sums[at].decode(), {})[int(sums[at + 1])] = int(sums[at + 2])
+    unposted = {account_id: sum(nanos.values()) for account_id, nanos in by_epoch.items()}
+    return AuditReply(tuple(accounts), keys, int(outbox_entries), unposted, by_epoch)

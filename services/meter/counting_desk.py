@@ -10,7 +10,7 @@ import msgspec
 from services.common.contracts.catalogue import Model
 from services.common.contracts.charging import Counted, CountText, InputFacts
 from services.common.errors import BadRequest
-from services.meter.counting import Counter, InputCount, input_tokens_bound
+from services.meter.counting import Counter, InputCount, input_tokens_bound, whole_context_tokens
 from services.meter.metrics import MeterMetrics
 from services.meter.sessions import InputTokens
 
@@ -26,7 +26,7 @@ class CountingDesk:
 
     def bound(self, model: Model, facts: InputFacts) -> InputTokens:
         """From the input's size alone."""
-        tokens = input_tokens_bound(model.id, facts)
+        tokens = input_tokens_bound(model.id, facts, context_tokens=model.context_tokens)
         return InputTokens(tokens=tokens, hold_tokens=tokens, exact=False)
 
     async def count_input(
@@ -41,8 +41,9 @@ class CountingDesk:
         count = await self._count(endpoint, model_id, request, len(body))
         self._note("input", count.tokens, started)
         hold_tokens = count.hold_tokens
-        if count.whole_context and model is not None and model.context_tokens is not None:
-            hold_tokens = max(hold_tokens, model.context_tokens)
+        if count.whole_context:
+            context_tokens = model.context_tokens if model is not None else None
+            hold_tokens = max(hold_tokens, whole_context_tokens(context_tokens))
         return InputTokens(tokens=count.tokens, hold_tokens=hold_tokens, exact=count.exact)
 
     async def count_texts(self, call: CountText) -> Counted:

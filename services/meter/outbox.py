@@ -8,6 +8,7 @@ ledger posts each session once. Outage behaviour: entries stay in Redis; the shi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -32,6 +33,8 @@ from services.meter.scripts import Script
 LOG = logs.get("meter.outbox")
 ENTRIES_MAX: Final = 500
 GATHER_S: Final = 0.02
+SHIPMENTS_APART_S: Final = 0.1
+"""While sessions keep on ending: a posting costs the ledger much the same whatever is in it."""
 SCAN_S: Final = 1.0
 OTHERS_AGE_MS: Final = 2_000
 RETRY_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -48,12 +51,18 @@ class Outbox:
         self._metrics = metrics
         self._dirty: set[int] = set()
         self._wake = asyncio.Event()
+        self._is_full = asyncio.Event()
+        self._settled = 0
+        self._shipped_at = 0.0
         self._scan_at = 0.0
 
     def wake(self, bucket: int) -> None:
         """This meter has just settled a session in this bucket."""
         self._dirty.add(bucket)
         self._wake.set()
+        self._settled += 1
+        if self._settled == ENTRIES_MAX:
+            self._is_full.set()
 
     async def keep_shipping(self) -> None:
         """Runs until cancelled."""
@@ -61,8 +70,7 @@ class Outbox:
         while True:
             try:
                 await asyncio.wait_for(self._wake.wait(), max(0.0, self._scan_at - time.monotonic()))
-                # What settles within this time leaves with it.
-                await asyncio.sleep(GATHER_S)
+                await self._gather()
             except TimeoutError:
                 pass
             if not self._link.is_up:
@@ -77,6 +85,12 @@ class Outbox:
                 await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
 
+    async def _gather(self) -> None:
+        """What settles within this time leaves with what settled first; a full shipment leaves at once."""
+        apart_s = self._shipped_at + SHIPMENTS_APART_S - time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_full.wait(), max(GATHER_S, apart_s))
+
     async def drain(self) -> None:
         """Ship what is left, once. Raises StoreUnavailable or LedgerUnavailable."""
         self._dirty.update(range(BUCKETS))
@@ -84,6 +98,9 @@ class Outbox:
 
     async def _ship_all(self) -> None:
         self._wake.clear()
+        self._is_full.clear()
+        self._settled = 0
+        self._shipped_at = time.monotonic()
         if time.monotonic() >= self._scan_at:
             await self._scan()
             self._scan_at = time.monotonic() + SCAN_S
@@ -96,6 +113,9 @@ class Outbox:
             except BaseException:
                 self._dirty.update(buckets)
                 raise
+            if not full:
+                # What settled meanwhile gathers for the next shipment.
+                return
             self._dirty.update(full)
 
     async def _scan(self) -> None:

@@ -127,8 +127,22 @@ class LoansStale(NamedTuple):
 GrantAnswer = Granted | LoansStale | Fence
 
 
+class Recalled(NamedTuple):
+    """`is_out_of_order`: `rseq` is the last one here, and the call's is neither it nor the next."""
+
+    rseq: int
+    recalled_nanos: int
+    granted_nanos: int
+    is_out_of_order: bool
+
+
+RecallAnswer = Recalled | LoansStale | Fence
+
+
 class NotDue(NamedTuple):
-    pass
+    """`is_running`: its lease or grace is not over; else it has ended."""
+
+    is_running: bool
 
 
 class Orphaned(NamedTuple):

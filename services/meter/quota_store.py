@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from services.common.contracts.charging import Extend, Open, Release, SessionRef
-from services.common.contracts.lending import KeySnapshot, Loan
-from services.common.ids import BUCKETS, AccountId, KeyId, SessionId, uuid7_ms
+from services.common.contracts.lending import KeySnapshot, Loan, Recall
+from services.common.ids import BUCKETS, AccountId, EdgeId, KeyId, SessionId, uuid7_ms
 from services.meter import redis_keys
 from services.meter.quota_answers import (
     AlreadyEnded,
-    ConfigureKey,
-    CountInputFirst,
     Due,
     ExtendAnswer,
     Fence,
     GrantAnswer,
     Granted,
-    Held,
     LedgerMustCharge,
     LoansStale,
-    No,
     NotDue,
     OpenAnswer,
     Orphaned,
+    RecallAnswer,
+    Recalled,
     ReleaseAnswer,
     SessionOver,
     SettleAnswer,
@@ -36,20 +33,15 @@ from services.meter.quota_answers import (
     Short,
     Skipped,
     Slice,
-    Stale,
     SweepAnswer,
-    Wait,
 )
 from services.meter.redis_link import RedisLink, StoreUnavailable
+from services.meter.script_replies import fence_answer, open_answer
 from services.meter.scripts import Script
-from services.meter.sessions import HoldAsk
+from services.meter.sessions import HoldAsk, edge_of_record
 
 WAIT_FOR_EXTEND_MS = 2_000
-_OPEN_WITHOUT_FIGURES: dict[bytes, OpenAnswer] = {
-    b"COUNT": CountInputFirst(),
-    b"STALE": Stale(),
-    b"WAIT": Wait(),
-}
+SESSIONS_READ_AT_ONCE = 1_000
 
 
 class QuotaStore:
@@ -100,7 +92,7 @@ class QuotaStore:
                 ask.record,
             ),
         )
-        return _open_answer(reply)
+        return open_answer(reply)
 
     async def extend(
         self, call: Extend, *, slice_tokens: int, lease_ms: int, accept_part: bool
@@ -128,7 +120,7 @@ class QuotaStore:
             return Slice(held, granted, bool(final), *rest)
         if status == b"END":
             return SessionOver(reply[1].decode())
-        return Short(*map(int, reply[1:])) if status == b"SHORT" else _fence(reply)
+        return Short(*map(int, reply[1:])) if status == b"SHORT" else fence_answer(reply)
 
     async def settle(
         self, ref: SessionRef, *, seq: int, cost_nanos: int, tokens: int, payload: bytes, by: str = "edge"
@@ -147,7 +139,7 @@ class QuotaStore:
             return AlreadyEnded(reply[1].decode())
         if status in (b"STALE", b"DIRECT"):
             return LedgerMustCharge(stale_epoch=status == b"STALE")
-        return Skipped() if status == b"SKIP" else _fence(reply)
+        return Skipped() if status == b"SKIP" else fence_answer(reply)
 
     async def release(self, call: Release, *, epoch: int, by: str = "edge") -> ReleaseAnswer:
         """A release names no account: the session itself is asked for it first."""
@@ -165,7 +157,7 @@ class QuotaStore:
             if reply[0] == b"SKIP":
                 return Skipped()
             if reply[0] == b"FENCE":
-                return _fence(reply)
+                return fence_answer(reply)
         raise StoreUnavailable("the session changed its account")
 
     async def grant(
@@ -185,10 +177,28 @@ class QuotaStore:
             return Granted(int(reply[1]), int(reply[2]), is_gap=False)
         if reply[0] == b"GAP":
             return Granted(int(reply[1]), 0, is_gap=True)
-        return LoansStale(int(reply[1])) if reply[0] == b"STALE" else _fence(reply)
+        return LoansStale(int(reply[1])) if reply[0] == b"STALE" else fence_answer(reply)
+
+    async def recall(self, call: Recall, *, bucket: int, known_epoch: int) -> RecallAnswer:
+        """Take back up to `wanted_nanos` of what nothing holds; the last `rseq` again: the same answer."""
+        keys = (
+            redis_keys.EPOCHS[bucket],
+            redis_keys.account_key(bucket, call.account_id),
+            redis_keys.INDEXES[bucket],
+        )
+        reply = await self.link_of(bucket).run(
+            self._scripts["recall"],
+            keys,
+            (known_epoch, call.account_id, call.epoch, call.rseq, call.wanted_nanos),
+        )
+        if reply[0] == b"OK":
+            return Recalled(int(reply[1]), int(reply[2]), int(reply[3]), is_out_of_order=False)
+        if reply[0] == b"ORDER":
+            return Recalled(int(reply[1]), 0, 0, is_out_of_order=True)
+        return LoansStale(int(reply[1])) if reply[0] == b"STALE" else fence_answer(reply)
 
     async def configure(self, snapshot: KeySnapshot, *, epoch: int) -> Fence | int:
-        """The revision in force then."""
+        """The revision in force then; 0: this epoch needs a newer snapshot to begin the key with."""
         bucket = snapshot.bucket
         reply = await self.link_of(bucket).run(
             self._scripts["configure"],
@@ -208,9 +218,11 @@ class QuotaStore:
                 snapshot.key_id,
                 snapshot.account_id,
                 _packed_limits(snapshot),
+                snapshot.late_nanos,
+                snapshot.epoch,
             ),
         )
-        return int(reply[1]) if reply[0] == b"OK" else _fence(reply)
+        return int(reply[1]) if reply[0] == b"OK" else fence_answer(reply)
 
     async def leases_over(self, *, limit: int) -> list[tuple[int, SessionId]]:
         """Sessions whose lease (or grace) is over, of all buckets, at most `limit` a bucket."""
@@ -220,6 +232,26 @@ class QuotaStore:
             [("ZRANGEBYSCORE", key, "-inf", now_ms, "LIMIT", 0, limit) for key in redis_keys.LEASES]
         )
         return [(bucket, SessionId(name.decode())) for bucket in range(BUCKETS) for name in found[bucket]]
+
+    async def sessions_of_edge(self, edge_id: EdgeId) -> list[tuple[int, SessionId]]:
+        """Those that have not ended, of all buckets."""
+        leases = await self._link.call_many([("ZRANGE", key, 0, -1) for key in redis_keys.LEASES])
+        found = [(bucket, SessionId(name.decode())) for bucket in range(BUCKETS) for name in leases[bucket]]
+        own: list[tuple[int, SessionId]] = []
+        for start in range(0, len(found), SESSIONS_READ_AT_ONCE):
+            some = found[start : start + SESSIONS_READ_AT_ONCE]
+            records = await self._link.call_many(
+                [
+                    ("HGET", redis_keys.session_key(bucket, session_id), "record")
+                    for bucket, session_id in some
+                ]
+            )
+            own += [
+                place
+                for place, record in zip(some, records, strict=True)
+                if record is not None and edge_of_record(record) == edge_id
+            ]
+        return own
 
     async def sweep(self, session_id: SessionId, *, bucket: int, epoch: int, grace_ms: int) -> SweepAnswer:
         reply = await self.link_of(bucket).run(
@@ -233,11 +265,11 @@ class QuotaStore:
         )
         status = reply[0]
         if status in (b"WAIT", b"GONE"):
-            return NotDue()
+            return NotDue(is_running=status == b"WAIT")
         if status == b"ORPHANED":
             return Orphaned(int(reply[1]))
         if status != b"DUE":
-            return _fence(reply)
+            return fence_answer(reply)
         account, key, epoch_then, seq, held, used_tokens, used_nanos, record = reply[1:]
         return Due(
             account.decode(), key.decode(), int(epoch_then), int(seq), int(held), int(used_tokens),
@@ -294,28 +326,3 @@ def _packed_limits(snapshot: KeySnapshot) -> str:
     )
     texts = ["" if number is None else str(number) for number in numbers]
     return "|".join((snapshot.key_state, snapshot.account_state, *texts, models))
-
-
-def _open_answer(reply: list[Any]) -> OpenAnswer:
-    status = reply[0]
-    if status in (b"OK", b"OLD"):
-        epoch, held, granted, final, *numbers, requests, tokens = reply[1].split(b"|")
-        available, free, lendable, gseq, largest = map(int, numbers)
-        return Held(
-            int(epoch), int(held), int(granted), final == b"1", available, free, lendable, gseq, largest,
-            int(requests) if requests else None, int(tokens) if tokens else None,
-            reply[2] if status == b"OLD" else None,
-        )  # fmt: skip
-    if status == b"NO":
-        return No(reply[1].decode(), tuple(map(int, reply[2:])))
-    if status == b"SHORT":
-        return Short(*map(int, reply[1:]))
-    if status == b"KEY":
-        return ConfigureKey(reply[1] == b"1")
-    if (simple := _OPEN_WITHOUT_FIGURES.get(status)) is not None:
-        return simple
-    return _fence(reply)
-
-
-def _fence(reply: list[Any]) -> Fence:
-    return Fence(reply[1].decode(), int(reply[2]))

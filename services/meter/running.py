@@ -170,16 +170,13 @@ class RunningSessions:
         """
         record, ref = call.record, call.ref
         loan_nanos = min(record.cost_nanos, record.held_nanos) if stale_epoch else 0
-        entry = PostingEntry(ref.bucket, ref.epoch, record, loan_nanos)
+        entry = PostingEntry(ref.bucket, ref.epoch, record, loan_nanos, past_redis=True)
         reply = await self._ledger.post([entry], timeout_ms=DIRECT_POSTING_TIMEOUT_MS)
         self._metrics.direct_postings += 1
-        # A session that the ledger had already is no new use of the key.
-        cost_nanos = record.cost_nanos if reply.posted else 0
-        self.note_charge(ref.account_id, cost_nanos)
+        self.note_charge(ref.account_id, record.cost_nanos if reply.posted else 0)
         try:
-            await self._store.settle(
-                ref, seq=call.seq, cost_nanos=cost_nanos, tokens=0, payload=b"", by="ledger"
-            )
+            # The ledger tells Redis of the key's use: it knows whether it was new.
+            await self._store.settle(ref, seq=call.seq, cost_nanos=0, tokens=0, payload=b"", by="ledger")
         except StoreUnavailable:
             # It is charged; should it come again, the ledger knows it.
             LOG.warning("a directly charged session could not be marked", session_id=ref.session_id)

@@ -14,6 +14,7 @@ VERBS = (
     "settle",
     "release",
     "grant",
+    "recall",
     "configure",
     "sweep",
     "init_epoch",

@@ -257,5 +257,9 @@ def orphan_record(session_id: SessionId, due: Due) -> UsageRecord:
     )
 
 
+def edge_of_record(record: bytes) -> EdgeId:
+    return _record_decoder.decode(record).edge_id
+
+
 def total_tokens(tokens: TokenCounts) -> int:
     return tokens.input_total + tokens.output_total

@@ -29,8 +29,9 @@ class MeterSettings:
     )
     orphan_grace_ms: int = setting(
         "METERWAY_ORPHAN_GRACE_MS",
-        "How long a session whose lease is over keeps its hold, before its last checkpoint is charged.",
-        default=60_000,
+        "How long a session whose lease is over keeps its hold, before its last checkpoint is charged:"
+        " its edge's log, read at the edge's next start, knows better.",
+        default=3_600_000,
         minimum=0,
     )
     sweep_interval_ms: int = setting(

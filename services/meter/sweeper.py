@@ -12,13 +12,13 @@ import msgspec
 
 from services.common import logs
 from services.common.contracts.charging import Release, SessionRef
-from services.common.contracts.lending import PostingEntry
-from services.common.ids import AccountId, KeyId, SessionId
+from services.common.contracts.lending import EdgeForgotten, PostingEntry
+from services.common.ids import AccountId, EdgeId, KeyId, SessionId
 from services.meter.epochs import Epochs
 from services.meter.ledger_client import LedgerClient, LedgerUnavailable
 from services.meter.metrics import MeterMetrics
 from services.meter.outbox import Outbox
-from services.meter.quota_answers import Due, Fence, LedgerMustCharge, Orphaned, Settled
+from services.meter.quota_answers import Due, Fence, LedgerMustCharge, NotDue, Orphaned, Settled
 from services.meter.quota_store import QuotaStore
 from services.meter.redis_link import StoreUnavailable
 from services.meter.sessions import orphan_record, total_tokens
@@ -81,6 +81,30 @@ class Sweeper:
                     self._epochs.suspect(bucket, seen_epoch, cause=cause)
         return ended
 
+    async def forget_edge(self, edge_id: EdgeId) -> EdgeForgotten:
+        """End the sessions of this edge whose lease is over, without the grace.
+
+        Raises StoreUnavailable or LedgerUnavailable.
+        """
+        ended = running = 0
+        for bucket, session_id in await self._store.sessions_of_edge(edge_id):
+            # The first look makes it an orphan, the second finds its grace over.
+            for _look in range(2):
+                answer = await self._store.sweep(
+                    session_id, bucket=bucket, epoch=self._epochs.known(bucket), grace_ms=0
+                )
+                if not isinstance(answer, Orphaned):
+                    break
+            match answer:
+                case Due():
+                    ended += await self._end(session_id, bucket, answer)
+                case NotDue(is_running=True) | Orphaned():
+                    running += 1
+                case Fence(cause, seen_epoch):
+                    self._epochs.suspect(bucket, seen_epoch, cause=cause)
+                    running += 1
+        return EdgeForgotten(ended, running)
+
     async def _end(self, session_id: SessionId, bucket: int, due: Due) -> bool:
         # Nothing was delivered as far as anybody knows: nothing is charged.
         if due.used_tokens == 0 or due.used_nanos == 0:
@@ -102,11 +126,12 @@ class Sweeper:
                 LOG.warning("an orphan was charged", session_id=session_id, cost_nanos=record.cost_nanos)
                 return True
             case LedgerMustCharge(stale_epoch=True):
-                entry = PostingEntry(bucket, due.epoch, record, min(record.cost_nanos, due.held_nanos))
-                reply = await self._ledger.post([entry])
-                cost_nanos = record.cost_nanos if reply.posted else 0
+                loan_nanos = min(record.cost_nanos, due.held_nanos)
+                await self._ledger.post(
+                    [PostingEntry(bucket, due.epoch, record, loan_nanos, past_redis=True)]
+                )
                 await self._store.settle(
-                    ref, seq=due.seq + 1, cost_nanos=cost_nanos, tokens=0, payload=b"", by="ledger_sweep"
+                    ref, seq=due.seq + 1, cost_nanos=0, tokens=0, payload=b"", by="ledger_sweep"
                 )
                 self._metrics.orphans["settled"] += 1
                 return True

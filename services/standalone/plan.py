@@ -110,8 +110,9 @@ def make_plan(
     database_url: str,
     redis_url: str,
     logs_folder: Path,
+    edge_log_folder: Path,
 ) -> Plan:
-    """All children with their environments; their logs go to `logs_folder`."""
+    """All children with their environments; their logs go to `logs_folder`, edges' sessions to the other."""
     common = {
         **_inherited(),
         "METERWAY_INTERNAL_CREDENTIAL": secrets.internal_credential,
@@ -140,7 +141,7 @@ def make_plan(
             for number, port in enumerate(ports.meters)
         ),
         edges=tuple(
-            child(f"edge-{number}", port, _edge_environment(f"edge-{number}", ports, port))
+            child(f"edge-{number}", port, _edge_environment(f"edge-{number}", ports, port, edge_log_folder))
             for number, port in enumerate(ports.edges)
         ),
     )
@@ -163,12 +164,13 @@ def _ledger_environment(
     }
 
 
-def _edge_environment(name: str, ports: Ports, internal_port: int) -> dict[str, str]:
+def _edge_environment(name: str, ports: Ports, internal_port: int, log_folder: Path) -> dict[str, str]:
     return {
         "METERWAY_EDGE_ID": name,
         "METERWAY_EDGE_PORT": str(ports.edge),
         "METERWAY_EDGE_REUSE_PORT": "true",
         "METERWAY_EDGE_INTERNAL_PORT": str(internal_port),
+        "METERWAY_EDGE_LOG_DIR": str(log_folder),
     }
 
 

@@ -162,6 +162,7 @@ class _Up:
             database_url=self.database_url,
             redis_url=self.redis_url,
             logs_folder=_folder(self.directory.path / "logs"),
+            edge_log_folder=_folder(self.directory.path / "edge-log"),
         )
 
     async def _migrate(self, plan: Plan) -> None:

@@ -80,9 +80,13 @@ class Payer:
 
     def rows(self) -> list[dict[str, Any]]:
         """Usage, oldest first."""
-        rows: list[dict[str, Any]] = ask(self.target, "GET", f"/accounts/{self.account_id}/usage?limit=1000")[
-            "rows"
-        ]
+        rows: list[dict[str, Any]] = []
+        page = f"/accounts/{self.account_id}/usage?limit=1000"
+        answer = ask(self.target, "GET", page)
+        rows += answer["rows"]
+        while answer["next_before"]:
+            answer = ask(self.target, "GET", f"{page}&before={answer['next_before']}")
+            rows += answer["rows"]
         return rows[::-1]
 
     def settled_any(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import urllib3
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.clients.payer import Payer, cost_of, emulator_rows, sent_by
@@ -146,7 +146,6 @@ class Caller:
     def send(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         answer = self._ask(method, path, headers, body)
         self.statuses[answer.status] += 1
-        event(f"status {answer.status}")
         text = answer.data
         if answer.status in (502, 503):
             # The emulator is healthy: what it refuses is the client's fault.
@@ -196,6 +195,14 @@ def test_random_models_are_not_found(caller: Caller) -> None:
         caller.send("POST", "/v1/chat/completions", {"Authorization": f"Bearer {caller.payer.api_key}"}, body)
 
     ask()
+
+
+def test_a_header_that_cannot_be_sent_on_is_not_taken_for_the_upstreams_failure(caller: Caller) -> None:
+    key = f"Bearer {caller.payer.api_key}"
+    # More than it takes to open both edges' breakers, which would stop everybody.
+    for _ in range(20):
+        body = json.dumps(PATHS["/v1/moderations"]).encode()
+        caller.send("POST", "/v1/moderations", {"Authorization": key, "openai-beta": "\u00e9\u00ff"}, body)
 
 
 HEADS = st.lists(

@@ -23,7 +23,12 @@ def emulator() -> Iterator[Emulator]:
 def stack(emulator: Emulator) -> Iterator[Stack]:
     """Two edges, two meters."""
     with stores_folder() as folder:
-        stack = Stack(folder, options=("--edges", "2", "--meters", "2"), emulator=emulator)
+        stack = Stack(
+            folder,
+            options=("--edges", "2", "--meters", "2"),
+            environment={"METERWAY_TRUSTED_PROXIES": "127.0.0.0/8"},
+            emulator=emulator,
+        )
         stack.start()
         yield stack
         seconds = stack.stop()

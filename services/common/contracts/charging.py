@@ -20,12 +20,19 @@ PROTOCOL_VERSION = 1
 
 
 class InputFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What bounds the input's tokens without a tokenizer. `body_bytes`: the JSON body's length."""
+    """What bounds the input's tokens without a tokenizer. `body_bytes`: the JSON body's length.
+
+    `image_count`: parts whose type names an image, at least. `image_bytes`: how much of the body is base64
+    data inside them, which no model reads as text, at most. `file_count`: files, videos and earlier audio,
+    whose tokens the body's size doesn't bound; 0: there are none.
+    """
 
     body_bytes: int
     message_count: int = 0
     image_count: int = 0
     has_tools: bool = False
+    file_count: int = 0
+    image_bytes: int = 0
 
 
 # --- calls: edge to meter ---------------------------------------------------------------------

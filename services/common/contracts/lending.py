@@ -5,16 +5,17 @@ Meter to ledger                                     Ledger to meter
   POST /internal/v1/loans          LoanRequests       POST /internal/v1/catalogue    Catalogue
   POST /internal/v1/postings       Postings           POST /internal/v1/init_epoch   InitEpochs
   POST /internal/v1/epochs/fence   FenceRequest       POST /internal/v1/audit        AuditRequest
-  GET  /internal/v1/epochs         Epochs
-  GET  /internal/v1/catalogue      Catalogue
+  GET  /internal/v1/epochs         Epochs             POST /internal/v1/recall       Recall
+  GET  /internal/v1/catalogue      Catalogue          POST /internal/v1/settle       SettleAll
+                                                      POST /internal/v1/edges/forget ForgetEdge
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from services.common.contracts.charging import UsageRecord
-from services.common.ids import AccountId, KeyHash, KeyId, SessionId
+from services.common.contracts.charging import Settle, UsageRecord
+from services.common.ids import AccountId, EdgeId, KeyHash, KeyId, SessionId
 
 
 class ResolveKey(msgspec.Struct, frozen=True):
@@ -40,6 +41,9 @@ class KeySnapshot(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `revision` grows with every change of the key or its account, so that a stale snapshot never
     overwrites a newer one. `used_*_nanos`: posted use, in all and in the current UTC day and month.
+    `late_nanos`: the part of `used_nanos` that ever came past Redis. It only grows: Redis adds what is
+    above the `late_nanos` that it knows, so a push may come twice, late or not at all. `epoch`: the
+    bucket's when this was read; totals of an older epoch may not begin a newer one (0: not known).
     `state` of key and account: `active`, `disabled` (key) or `suspended` (account).
     """
 
@@ -57,6 +61,8 @@ class KeySnapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     used_month_nanos: int = 0
     used_day: str = ""
     used_month: str = ""
+    late_nanos: int = 0
+    epoch: int = 0
 
 
 class KeyUnknown(msgspec.Struct, frozen=True):
@@ -110,14 +116,17 @@ class LoanReplies(msgspec.Struct, frozen=True):
     replies: tuple[LoanReply, ...]
 
 
-class PostingEntry(msgspec.Struct, frozen=True):
+class PostingEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One outbox entry. The record's cost was taken as `loan_nanos` from the loan of `epoch`; the
-    rest (`cost - loan`) exceeded hold and loan, and the ledger charges it to `available`."""
+    rest (`cost - loan`) exceeded hold and loan, and the ledger charges it to `available`.
+
+    `past_redis`: Redis has not counted it as its key's use; the ledger tells it (`late_nanos`)."""
 
     bucket: int
     epoch: int
     record: UsageRecord
     loan_nanos: int
+    past_redis: bool = False
 
 
 class Postings(msgspec.Struct, frozen=True):
@@ -175,9 +184,10 @@ class SessionAudit(msgspec.Struct, frozen=True):
     lease_ends_at_ms: int
 
 
-class AccountAudit(msgspec.Struct, frozen=True):
-    """An account in Redis. `spent_nanos`: settled in this epoch from the loan. `held_nanos`: the
-    cached sum; `listed_held_nanos`: the sum over its sessions."""
+class AccountAudit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An account in Redis. `granted_nanos`: loans up to `gseq` less recalls up to `rseq`. `spent_nanos`:
+    settled in this epoch from the loan. `held_nanos`: the cached sum; `listed_held_nanos`: the sum over
+    its sessions."""
 
     account_id: AccountId
     bucket: int
@@ -188,6 +198,7 @@ class AccountAudit(msgspec.Struct, frozen=True):
     listed_held_nanos: int
     gseq: int
     sessions: tuple[SessionAudit, ...] = ()
+    rseq: int = 0
 
 
 class KeyAudit(msgspec.Struct, frozen=True):
@@ -198,10 +209,61 @@ class KeyAudit(msgspec.Struct, frozen=True):
     held_nanos: int
 
 
-class AuditReply(msgspec.Struct, frozen=True):
-    """`outbox_entries`: waiting for posting. `unposted_nanos`: their loan part, by account."""
+class AuditReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`outbox_entries`: waiting for posting. `unposted_nanos`: their loan part, by account;
+    `unposted_by_epoch`: the same, by account and epoch."""
 
     accounts: tuple[AccountAudit, ...]
     keys: tuple[KeyAudit, ...] = ()
     outbox_entries: int = 0
     unposted_nanos: dict[str, int] = {}
+    unposted_by_epoch: dict[str, dict[int, int]] = {}
+
+
+class Recall(msgspec.Struct, frozen=True):
+    """Take up to `wanted_nanos` of the account's unheld loan of `epoch` back. `rseq` is dense from 1 per
+    (account, epoch): the last one again gets the same answer."""
+
+    account_id: AccountId
+    epoch: int
+    rseq: int
+    wanted_nanos: int
+
+
+class RecallReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`recalled_nanos`: what `rseq` took; `granted_nanos`: what is granted after it.
+
+    `error`: empty, `stale_epoch` (nothing of this epoch's loan is left to Redis), or `out_of_order`: Redis
+    is at another `rseq`, so one of the two stores was set back.
+    """
+
+    account_id: AccountId
+    epoch: int
+    rseq: int
+    recalled_nanos: int = 0
+    granted_nanos: int = 0
+    error: str = ""
+
+
+class SettleAll(msgspec.Struct, frozen=True):
+    """Sessions of the current epoch that an edge's log knows the end of: settled as if the edge did."""
+
+    settles: tuple[Settle, ...]
+
+
+class AllSettled(msgspec.Struct, frozen=True):
+    """Each has ended; what was charged is in the outbox or with the ledger."""
+
+    ended: int
+
+
+class ForgetEdge(msgspec.Struct, frozen=True):
+    edge_id: EdgeId
+
+
+class EdgeForgotten(msgspec.Struct, frozen=True):
+    """`ended`: sessions of this edge that were charged at their last checkpoint or released now.
+    `running`: those whose lease is not over yet: ask again."""
+
+    ended: int
+    running: int

@@ -34,7 +34,8 @@ class OpenSession(msgspec.Struct, frozen=True):
 
 class Promise(msgspec.Struct, frozen=True):
     """An edge's answer to a roll-call: the epochs are durable in its log, and this is all it has of
-    older ones, late replies included."""
+    older ones, late replies included. What an earlier answer listed and this one does not has ended,
+    and its posting or release is known to the ledger."""
 
     edge_id: EdgeId
     incarnation: str
@@ -48,7 +49,11 @@ class SessionIds(msgspec.Struct, frozen=True):
 
 class Recovered(msgspec.Struct, frozen=True):
     """What an edge's log says of sessions that the ledger reported missing. `charged` are posted like
-    outbox entries; `released` cost nothing. `log_id` names the log's directory and incarnation."""
+    outbox entries (those of the current epoch through a meter, which ends their holds); `released` cost
+    nothing. `log_id` names the log's directory and incarnation. At most 500 in all.
+
+    Sent again whole when it is not answered. Afterwards none of them is reported missing, but for those
+    that still wait in an outbox."""
 
     edge_id: EdgeId
     log_id: str

@@ -6,13 +6,13 @@ from typing import ClassVar, Final
 
 from services.common.contracts.charging import InputFacts
 from services.edge.dialects.endpoint import Request
+from services.edge.dialects.input_parts import read_messages
 from services.edge.dialects.openai_api import STREAM_FIELDS, OpenAIEndpoint
 from services.edge.dialects.request_fields import (
     CHOICES_MAX,
     OUTPUT_TOKENS_MAX,
     has_tools,
     read_fields,
-    read_messages,
     read_model,
 )
 
@@ -35,7 +35,7 @@ class ChatCompletions(OpenAIEndpoint):
 
     def read_request(self, body: bytes) -> Request:
         fields = read_fields(body, _KNOWN)
-        messages, images = read_messages(fields)
+        messages, media = read_messages(fields)
         limits = [
             limit
             for name in self.limit_fields
@@ -51,8 +51,10 @@ class ChatCompletions(OpenAIEndpoint):
             facts=InputFacts(
                 body_bytes=len(body),
                 message_count=messages,
-                image_count=images,
+                image_count=media.image_count,
                 has_tools=has_tools(fields),
+                file_count=media.file_count,
+                image_bytes=media.image_bytes,
             ),
         )
 

@@ -7,12 +7,12 @@ from typing import ClassVar, Final
 from services.common.contracts.charging import InputFacts
 from services.common.errors import BadRequest
 from services.edge.dialects.endpoint import Request
+from services.edge.dialects.input_parts import read_inputs
 from services.edge.dialects.openai_api import STREAM_FIELDS, OpenAIEndpoint
 from services.edge.dialects.request_fields import (
     CHOICES_MAX,
     OUTPUT_TOKENS_MAX,
     read_fields,
-    read_inputs,
     read_model,
 )
 
@@ -29,7 +29,7 @@ class Completions(OpenAIEndpoint):
     def read_request(self, body: bytes) -> Request:
         fields = read_fields(body, _KNOWN)
         # Without a prompt the model starts from nothing, which is allowed.
-        prompts, _images = read_inputs(fields, "prompt") if fields.raw("prompt") is not None else (1, 0)
+        prompts = read_inputs(fields, "prompt")[0] if fields.raw("prompt") is not None else 1
         if prompts > PROMPTS_MAX:
             raise BadRequest(f"`prompt` must hold at most {PROMPTS_MAX} prompts.", param="prompt")
         limit = fields.number("max_tokens", minimum=0, maximum=OUTPUT_TOKENS_MAX)

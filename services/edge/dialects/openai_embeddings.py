@@ -9,10 +9,11 @@ import msgspec
 from services.common.contracts.charging import InputFacts
 from services.common.errors import BadRequest
 from services.edge.dialects.endpoint import PlainFacts, Request
+from services.edge.dialects.input_parts import read_inputs
 from services.edge.dialects.openai_api import OpenAIEndpoint
 from services.edge.dialects.openai_chunks import read_error, says_error
 from services.edge.dialects.openai_shapes import NO_RAW, Chunk
-from services.edge.dialects.request_fields import Fields, read_fields, read_inputs, read_model
+from services.edge.dialects.request_fields import Fields, read_fields, read_model
 from services.edge.dialects.usage import read_usage
 
 INPUT_FIELDS: Final = frozenset({"model", "input", "stream"})
@@ -46,14 +47,20 @@ def read_input_request(fields: Fields, body: bytes, model: str) -> Request:
     """A request that is all `input` and brings no output tokens."""
     if fields.flag("stream"):
         raise BadRequest("This endpoint does not stream. Please leave `stream` out.", param="stream")
-    inputs, images = read_inputs(fields, "input")
+    inputs, media = read_inputs(fields, "input")
     return Request(
         model=model,
         stream=False,
         wants_usage=False,
         output_tokens_max=0,
         choices=1,
-        facts=InputFacts(body_bytes=len(body), message_count=inputs, image_count=images),
+        facts=InputFacts(
+            body_bytes=len(body),
+            message_count=inputs,
+            image_count=media.image_count,
+            file_count=media.file_count,
+            image_bytes=media.image_bytes,
+        ),
     )
 
 

@@ -22,25 +22,11 @@ MODEL_CHARS_MAX: Final = 256
 CHOICES_MAX: Final = 128
 OUTPUT_TOKENS_MAX: Final = 2**31 - 1
 _NULL: Final = b"null"
-_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "reasoning"})
-_MEDIA_PARTS: Final = frozenset({"image_url", "input_image", "image", "input_audio", "file", "input_file"})
-
-
-class _Message(msgspec.Struct, gc=False):
-    content: msgspec.Raw = msgspec.Raw(_NULL)
-
-
-class _Part(msgspec.Struct, gc=False):
-    type: str = ""
-
 
 _INT: Final = msgspec.json.Decoder(int)
 _STR: Final = msgspec.json.Decoder(str)
 _BOOL: Final = msgspec.json.Decoder(bool)
-_MESSAGES: Final = msgspec.json.Decoder(list[_Message])
-_PARTS: Final = msgspec.json.Decoder(list[_Part])
-_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_FAULTS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+FAULTS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Fields:
@@ -65,10 +51,10 @@ class Fields:
             return None
         try:
             value = _STR.decode(raw)
-        except _FAULTS:
-            raise _bad(name, f"`{name}` must be a string.") from None
+        except FAULTS:
+            raise bad(name, f"`{name}` must be a string.") from None
         if not value or len(value) > chars_max:
-            raise _bad(name, f"`{name}` must have 1 to {chars_max} characters.")
+            raise bad(name, f"`{name}` must have 1 to {chars_max} characters.")
         return value
 
     def flag(self, name: str) -> bool:
@@ -77,8 +63,8 @@ class Fields:
             return False
         try:
             return _BOOL.decode(raw)
-        except _FAULTS:
-            raise _bad(name, f"`{name}` must be true or false.") from None
+        except FAULTS:
+            raise bad(name, f"`{name}` must be true or false.") from None
 
     def number(self, name: str, *, minimum: int, maximum: int) -> int | None:
         raw = self.raw(name)
@@ -86,10 +72,10 @@ class Fields:
             return None
         try:
             value = _INT.decode(raw)
-        except _FAULTS:
-            raise _bad(name, f"`{name}` must be a whole number.") from None
+        except FAULTS:
+            raise bad(name, f"`{name}` must be a whole number.") from None
         if not minimum <= value <= maximum:
-            raise _bad(name, f"`{name}` must be between {minimum} and {maximum}.")
+            raise bad(name, f"`{name}` must be between {minimum} and {maximum}.")
         return value
 
     def include_usage(self) -> bool:
@@ -101,12 +87,12 @@ class Fields:
             options = read_object(raw)
             check_no_duplicates(raw, options)
         except (NotAnObject, DuplicateKey):
-            raise _bad("stream_options", "`stream_options` must be an object.") from None
+            raise bad("stream_options", "`stream_options` must be an object.") from None
         try:
             return Fields(options).flag("include_usage")
         except BadRequest:
             name = "stream_options.include_usage"
-            raise _bad(name, f"`{name}` must be true or false.") from None
+            raise bad(name, f"`{name}` must be true or false.") from None
 
 
 def read_fields(body: bytes, known: frozenset[str]) -> Fields:
@@ -117,53 +103,24 @@ def read_fields(body: bytes, known: frozenset[str]) -> Fields:
         fields = read_object(body)
         check_no_duplicates(body, fields)
     except UnicodeDecodeError:
-        raise _bad(None, "The request body is not valid UTF-8.") from None
+        raise bad(None, "The request body is not valid UTF-8.") from None
     except DuplicateKey as error:
-        raise _bad(
+        raise bad(
             str(error) or None, "The request body has the same key twice. Please send it once."
         ) from None
     except NotAnObject:
-        raise _bad(None, "The request body must be one valid JSON object.") from None
+        raise bad(None, "The request body must be one valid JSON object.") from None
     for key in fields:
         if key not in known and key.casefold() in known:
-            raise _bad(key[:64], f"Unknown field. Please write it `{key.casefold()}`.")
+            raise bad(key[:64], f"Unknown field. Please write it `{key.casefold()}`.")
     return Fields(fields)
 
 
 def read_model(fields: Fields, *, default: str | None = None) -> str:
     model = fields.text("model", chars_max=MODEL_CHARS_MAX) or default
     if model is None:
-        raise _bad("model", "`model` is required. GET /v1/models lists what you may use.")
+        raise bad("model", "`model` is required. GET /v1/models lists what you may use.")
     return model
-
-
-def read_messages(fields: Fields) -> tuple[int, int]:
-    """How many messages and how many images, files and audio parts they hold (at most)."""
-    raw = fields.raw("messages")
-    if raw is None:
-        raise _bad("messages", "`messages` is required: a list of messages.")
-    try:
-        messages = _MESSAGES.decode(raw)
-    except _FAULTS:
-        raise _bad("messages", "`messages` must be a list of objects.") from None
-    if not messages:
-        raise _bad("messages", "`messages` must not be empty.")
-    return len(messages), sum(_media_parts(bytes(message.content)) for message in messages)
-
-
-def _media_parts(content: bytes) -> int:
-    if content[:1] == b'"' or content == _NULL:
-        return 0
-    try:
-        types = [part.type for part in _PARTS.decode(content)]
-    except _FAULTS:
-        types = [""]
-    if _TEXT_PARTS.issuperset(types):
-        return 0
-    if (_TEXT_PARTS | _MEDIA_PARTS).issuperset(types):
-        return sum(part_type in _MEDIA_PARTS for part_type in types)
-    # A shape we don't know: no more media in it than objects.
-    return max(1, content.count(b"{"))
 
 
 def has_tools(fields: Fields) -> bool:
@@ -173,25 +130,5 @@ def has_tools(fields: Fields) -> bool:
     return b"schema" in (fields.raw("response_format") or b"")
 
 
-def read_inputs(fields: Fields, name: str) -> tuple[int, int]:
-    """How many texts (or token lists) the field holds, and how many images (at most)."""
-    raw = fields.raw(name)
-    if raw is None:
-        raise _bad(name, f"`{name}` is required: a string or a list.")
-    if raw[:1] == b'"':
-        return 1, 0
-    try:
-        items = _ITEMS.decode(raw)
-    except _FAULTS:
-        raise _bad(name, f"`{name}` must be a string or a list.") from None
-    if not items:
-        raise _bad(name, f"`{name}` must not be empty.")
-    starts = {bytes(item)[:1] for item in items}
-    if b"{" in starts:
-        return len(items), _media_parts(raw)
-    # A list of token numbers is one text.
-    return (len(items), 0) if starts & {b'"', b"["} else (1, 0)
-
-
-def _bad(param: str | None, message: str) -> BadRequest:
+def bad(param: str | None, message: str) -> BadRequest:
     return BadRequest(message, param=param)

@@ -85,7 +85,6 @@ async def _read(
     _ = known.hint  # A key that nobody knows is refused before its body is read.
     settings = parts.settings
     body = await read_body(request, bytes_max=settings.body_bytes_max, timeout_ms=settings.body_timeout_ms)
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return Incoming(
         session_id=session_id,
         endpoint=endpoint,
@@ -93,9 +92,7 @@ async def _read(
         body=body,
         key_hash=key_hash,
         known_key=known,
-        client_address=parts.trusted_proxies.client_address(
-            peer[0] if isinstance(peer, tuple) else None, request.headers.get("X-Forwarded-For")
-        ),
+        client_address=parts.trusted_proxies.address_of(request),
         client_headers=request.headers,
         started_s=started_s,
         started_at_ms=started_at_ms,

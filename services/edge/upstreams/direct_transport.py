@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 from services.common.contracts.catalogue import Channel, ChannelCredential
+from services.edge.deadlines import Deadlines
 from services.edge.upstreams.decoding import BadEncoding, BodyDecoder, decoder_for
 from services.edge.upstreams.headers import upstream_headers
 from services.edge.upstreams.http_connection import Connection, Exchange
@@ -39,6 +40,7 @@ class DirectTransport:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._origins: dict[Connection, Origin] = {}
         self._opening = 0
+        self._deadlines = Deadlines()
         self._tls = tls
         self._sweep = self._loop.call_later(self._limits.keep_alive_seconds, self._close_old)
 
@@ -97,6 +99,7 @@ class DirectTransport:
                 _transport, connection = await self._loop.create_connection(
                     lambda: Connection(
                         buffer_bytes_max=self._limits.read_buffer_bytes,
+                        deadlines=self._deadlines,
                         on_idle=self._keep,
                         on_lost=self._forget,
                     ),

@@ -6,6 +6,7 @@ says no error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,6 +18,7 @@ from services.edge.upstreams.verdicts import Verdict, judge_error
 _GARBAGE: Final = Verdict("garbage", 200)
 _FIELD_NAME_BYTES: Final = 7
 _NO_STREAM_STARTS: Final = (b"{", b"[", b"<")
+_BLANK_LINE: Final = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 
 
 async def fault_of_stream(reply: UpstreamReply, endpoint: Endpoint) -> Verdict | None:
@@ -55,11 +57,17 @@ def _begins_stream(start: bytes, content_type: str) -> bool:
 
 
 def _error_in_first_event(start: bytes, endpoint: Endpoint) -> UpstreamError | None:
-    try:
-        events = EventSplitter().feed(start)
-    except EventTooLarge:
-        return None
-    first = next((event for event in events if event.data is not None), None)
-    if first is None or first.data is None:
-        return None
-    return endpoint.chunk_reader().accept(first.data, first.name).error
+    # A first read may hold hundreds of events: no more of them are split than it takes to see one.
+    splitter, begin = EventSplitter(), 0
+    while begin < len(start):
+        blank_line = _BLANK_LINE.search(start, begin)
+        end = blank_line.end() if blank_line is not None else len(start)
+        try:
+            events = splitter.feed(start[begin:end])
+        except EventTooLarge:
+            return None
+        for event in events:
+            if event.data is not None:
+                return endpoint.chunk_reader().accept(event.data, event.name).error
+        begin = end
+    return None

@@ -40,7 +40,8 @@ def request_headers(client_headers: Mapping[str, str], *, request_id: str, strea
     }
     for name in _TO_UPSTREAM:
         value = client_headers.get(name)
-        if value and len(value) <= _HEADER_CHARS_MAX:
+        # Other characters can't be sent on; they must not look like the upstream's failure.
+        if value and len(value) <= _HEADER_CHARS_MAX and value.isascii() and value.isprintable():
             headers[name] = value
     return headers
 

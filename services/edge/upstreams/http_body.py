@@ -9,6 +9,8 @@ from services.edge.upstreams.http_head import BadReply, Framing, ReplyHead
 _LINE_BYTES_MAX: Final = 4_096
 _SIZE_DIGITS_MAX: Final = 15
 _TRAILER_LINES_MAX: Final = 64
+_USUAL_SIZES: Final = {b"%x" % size: size for size in range(1, 2_048)}
+"""Sizes as most servers write them, so that a chunk of a stream is found by two look-ups."""
 
 
 class BodyReader(Protocol):
@@ -83,8 +85,18 @@ class _Chunked:
                 if len(self._pending) > _LINE_BYTES_MAX:
                     raise BadReply("a line between the reply's chunks is too long")
                 break
-            self._read_line(data[position:end])
+            line = data[position:end]
             position = end + 2
+            size = _USUAL_SIZES.get(line)
+            if size is None or self._in_trailer:
+                self._read_line(line)
+                continue
+            end = position + size
+            if data[end : end + 2] == b"\r\n":
+                pieces.append(data[position:end])
+                position = end + 2
+            else:
+                self._chunk_left_bytes = size + 2
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return body, data[position:] if self.is_complete else b""
 

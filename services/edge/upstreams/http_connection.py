@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
+from services.edge.deadlines import Deadlines
 from services.edge.upstreams.http_body import BodyReader, body_reader
 from services.edge.upstreams.http_head import HEAD_BYTES_MAX, HEAD_END, BadReply, ReplyHead, read_head
 from services.edge.upstreams.transport import TransportError
@@ -17,12 +18,23 @@ _BROKE_OFF: Final = "the upstream's reply broke off"
 class Exchange:
     """What has arrived of one reply and was not read yet."""
 
-    __slots__ = ("_connection", "_fault", "_is_over", "_loop", "_pieces", "_size_bytes", "_waiter", "head")
+    __slots__ = (
+        "_connection",
+        "_deadlines",
+        "_fault",
+        "_is_over",
+        "_loop",
+        "_pieces",
+        "_size_bytes",
+        "_waiter",
+        "head",
+    )
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self.head: ReplyHead | None = None
         self._connection: Connection | None = connection
         self._loop = loop
+        self._deadlines = deadlines
         self._pieces: list[bytes] = []
         self._size_bytes = 0
         self._is_over = False
@@ -80,14 +92,14 @@ class Exchange:
     async def _wait(self, seconds: float) -> None:
         # The clock runs only while somebody waits: a slow client is not the upstream's fault.
         waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, self._time_out)
+        self._deadlines.put(self, seconds)
         try:
             await waiter
         finally:
-            timer.cancel()
+            self._deadlines.drop(self)
             self._waiter = None
 
-    def _time_out(self) -> None:
+    def expire(self) -> None:
         self.close()
         self._fault = TransportError("timed_out", "the upstream did not answer in time")
         self.wake()
@@ -100,12 +112,14 @@ class Connection(asyncio.Protocol):
         self,
         *,
         buffer_bytes_max: int,
+        deadlines: Deadlines,
         on_idle: Callable[[Connection], None],
         on_lost: Callable[[Connection], None],
     ) -> None:
         self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
         self._buffer_bytes_max = buffer_bytes_max
+        self._deadlines = deadlines
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
@@ -122,7 +136,7 @@ class Connection(asyncio.Protocol):
     def request(self, head: bytes, body: bytes) -> Exchange:
         assert self._transport is not None
         assert self._exchange is None
-        self._exchange = Exchange(self, self._loop)
+        self._exchange = Exchange(self, self._loop, self._deadlines)
         self._received_any = False
         if len(body) <= 64 * 1024:
             self._transport.write(head + body)

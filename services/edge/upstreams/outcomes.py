@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from services.common.ids import ChannelId
 from services.edge.dialects.endpoint import PlainFacts
@@ -10,8 +10,7 @@ from services.edge.upstreams.routing import Candidate
 from services.edge.upstreams.transport import UpstreamReply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try, for metrics and the log. `outcome`: `answered`, `rejected` (the client's fault),
     `unknown_model`, `refused` (no connection), `timed_out`, `broken`, `credential_refused`, `rate_limited`,
     `server_error`, `garbage`, `too_large`, `abandoned` (the client left). `status`: 0 without a reply."""
@@ -23,8 +22,7 @@ class Attempt:
     duration_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialRefused:
+class CredentialRefused(msgspec.Struct, frozen=True, kw_only=True):
     """A credential that is set aside as of now (`status` 401, 402 or 403): to be reported to the ledger."""
 
     channel_id: ChannelId
@@ -45,8 +43,7 @@ class RequestRejected(Exception):
         self.headers = headers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An upstream that answers. `headers`: those that go to the client.
 
     Streamed: read `reply` to its end or close it; its first bytes were looked at and put back.

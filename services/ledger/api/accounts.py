@@ -51,7 +51,8 @@ class AccountsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Credit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`usd`: at most nine decimals; below 0 it takes from what is available. The same `ref` is carried
+    """`usd`: at most nine decimals; below 0 it takes from what is available, and claims the rest: unheld
+    loans are recalled for it, and whatever comes to the account serves it first. The same `ref` is carried
     out once."""
 
     usd: Decimal
@@ -70,10 +71,12 @@ class BalanceView(msgspec.Struct, frozen=True):
 
 
 class Credited(BalanceView, frozen=True):
-    """The balance afterwards. `is_new` false: this `ref` had been carried out before."""
+    """The balance afterwards. `moved_nanos`: added, or taken at once; `claimed_nanos`: what was missing then.
+    `is_new` false: this `ref` had been carried out before."""
 
     transaction_id: int
     moved_nanos: int
+    claimed_nanos: int
     is_new: bool
     ref: str
 
@@ -150,10 +153,13 @@ async def credit_account(call: Call[Credit, Nothing]) -> Credited:
         actor=call.caller.actor,
         ref=ref,
     )
+    if movement.claimed_nanos:
+        await call.ledger.recalls.try_recall(account_id)
     balance = await balances.read(call.ledger.database, call.ledger.meters, account_id=account_id)
     return Credited(
         transaction_id=movement.transaction_id,
         moved_nanos=movement.moved_nanos,
+        claimed_nanos=movement.claimed_nanos,
         is_new=movement.is_new,
         ref=ref,
         **_balance(balance),
@@ -163,6 +169,7 @@ async def credit_account(call: Call[Credit, Nothing]) -> Credited:
 async def suspend_account(call: Call[Nothing, Nothing]) -> AccountView:
     ledger, account_id = call.ledger, call.path["account_id"]
     await accounts.suspend(ledger.database, ledger.meters, account_id=account_id, actor=call.caller.actor)
+    await ledger.recalls.try_recall(account_id, all_unheld=True)
     return await get_account(call)
 
 

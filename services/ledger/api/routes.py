@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from services.ledger.api import accounts, books, channels, keys, models
+from services.ledger.api import accounts, books, channels, edges, keys, models, verification
 from services.ledger.api.endpoint import PREFIX, Endpoint, add_endpoint, api_errors
 from services.ledger.api.openapi import openapi_document
 
@@ -18,6 +18,8 @@ ENDPOINTS: Final[tuple[Endpoint[Any, Any], ...]] = (
     *models.ENDPOINTS,
     *channels.ENDPOINTS,
     *books.ENDPOINTS,
+    *edges.ENDPOINTS,
+    *verification.ENDPOINTS,
 )
 
 

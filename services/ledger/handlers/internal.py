@@ -47,6 +47,7 @@ async def post_fence(request: web.Request) -> web.Response:
     body = await read_body(request, FenceRequest)
     ledger = request.app[LEDGER]
     opened = await epochs.fence(ledger.database, ledger.metrics, body)
+    ledger.roll_calls.wake()
     # Not waited for: the meter that asked may wait for this very answer before it takes the next call.
     ledger.background.start(epochs.push_epochs(ledger.meters, opened))
     return typed_response(Epochs(epochs=await epochs.current_epochs(ledger.database)))

@@ -32,3 +32,13 @@ SELECT available_nanos FROM balance WHERE account_id = $1 FOR NO KEY UPDATE;
 
 -- name: add_to_balance
 UPDATE balance SET available_nanos = available_nanos + $2 WHERE account_id = $1;
+
+-- name: owner_of_credit
+-- $1 transaction id. Where nothing was available all of it is a claim.
+SELECT coalesce(
+    (SELECT account_id FROM journal_entry WHERE transaction_id = $1 AND account_id IS NOT NULL LIMIT 1),
+    (
+        SELECT account_id FROM claim JOIN journal_transaction ON journal_transaction.ref = claim.ref
+        WHERE journal_transaction.id = $1
+    )
+);

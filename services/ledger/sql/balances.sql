@@ -1,5 +1,8 @@
 -- name: balance
-SELECT balance.available_nanos, bucket.epoch
+SELECT balance.available_nanos, bucket.epoch,
+    coalesce((
+        SELECT sum(nanos - served_nanos) FROM claim WHERE claim.account_id = account.id AND served_nanos < nanos
+    ), 0)::bigint AS claimed_nanos
 FROM account
 JOIN balance ON balance.account_id = account.id
 JOIN bucket ON bucket.bucket = account.bucket

@@ -1,3 +1,10 @@
+-- name: share_epochs
+-- Held until commit: a fence waits, so that what is posted as of the current epoch is so.
+SELECT pg_advisory_xact_lock_shared(5012);
+
+-- name: epochs_of
+SELECT bucket, epoch FROM bucket WHERE bucket = ANY($1::smallint[]);
+
 -- name: lock_escrows
 -- $1 account ids, $2 epochs. In account order, so that posters never wait for each other in a circle.
 SELECT account_id, epoch, lent_nanos - returned_nanos - settled_nanos AS rest_nanos
@@ -40,6 +47,11 @@ SELECT key_id, usage_window, nanos
 FROM unnest($1::text[], $2::text[], $3::bigint[]) AS used (key_id, usage_window, nanos)
 ORDER BY key_id, usage_window
 ON CONFLICT (key_id, usage_window) DO UPDATE SET used_nanos = key_usage.used_nanos + excluded.used_nanos;
+
+-- name: wish_push
+-- $1 key ids: Redis must hear of their use.
+INSERT INTO key_push (key_id) SELECT DISTINCT unnest($1::text[]) AS key_id ORDER BY key_id
+ON CONFLICT (key_id) DO UPDATE SET version = key_push.version + 1;
 
 -- name: insert_exceptions
 -- $1 kinds, $2 refs, $3 session ids, $4 account ids, $5 details as JSON texts

@@ -7,7 +7,7 @@ fetched, rank files never downloaded. docs/token-counts.md compares the counts w
 
 from __future__ import annotations
 
-from services.meter.counting.bounds import SizeFacts, input_tokens_bound
+from services.meter.counting.bounds import SizeFacts, input_tokens_bound, whole_context_tokens
 from services.meter.counting.chat import count_chat_input
 from services.meter.counting.encodings import preload
 from services.meter.counting.models import counting_for
@@ -29,6 +29,7 @@ __all__ = [
     "input_tokens_bound",
     "preload",
     "text_tokens_bound",
+    "whole_context_tokens",
 ]
 
 

@@ -32,7 +32,7 @@ def count_part(tally: Tally, part: Any) -> None:
         _count_image(tally, part)
     elif kind == "input_audio":
         _count_audio(tally, part.get("input_audio"))
-    elif any(word in kind for word in ("file", "document", "video", "audio")):
+    elif is_out_of_sight(kind):
         tally.out_of_sight()
         tally.add(0, tally.text_tokens_max(_without_payload(part)))
     else:
@@ -43,6 +43,11 @@ def count_part(tally: Tally, part: Any) -> None:
 def is_image_part(part: Any) -> bool:
     """What `InputFacts.image_count` must count at least."""
     return isinstance(part, dict) and isinstance(part.get("type"), str) and "image" in part["type"]
+
+
+def is_out_of_sight(kind: str) -> bool:
+    """Parts of this type, images and `input_audio` apart, are what `InputFacts.file_count` must count."""
+    return any(word in kind for word in ("file", "document", "video", "audio"))
 
 
 def _count_texts(tally: Tally, part: dict[str, Any], kind: str) -> None:

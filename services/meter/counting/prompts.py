@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.meter.counting.content_parts import count_part
 from services.meter.counting.models import counting_for
 from services.meter.counting.tally import InputCount, Tally, TextCounter
 from services.meter.counting.text import count_tokens
@@ -58,10 +59,12 @@ def _count_texts_or_ids(tally: Tally, value: Any) -> None:
 def _count_input_part(tally: Tally, part: dict[str, Any]) -> None:
     """Multimodal moderation and embedding inputs: `{"type": "text"|"image_url", ...}`."""
     tally.estimated()
+    kind = part.get("type")
+    if not isinstance(kind, str) or "image" not in kind:
+        count_part(tally, part)
+        return
     text = part.get("text")
     if isinstance(text, str):
         tally.text(text)
-    kind = part.get("type")
-    if isinstance(kind, str) and "image" in kind:
-        worst = tally.rules.images.worst_tokens
-        tally.add(worst, worst)
+    worst = tally.rules.images.worst_tokens
+    tally.add(worst, worst)

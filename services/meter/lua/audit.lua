@@ -2,8 +2,8 @@
 -- KEYS: 1 e epoch, 2 x leases, 3 o outbox, then `accounts` account hashes, `keys` key hashes, session hashes
 -- ARGV: 1 known_epoch, 2 accounts (how many), 3 keys (how many), 4 outbox_max, then the ids of all sessions
 -- Returns {`OK`, epoch, accounts, keys, sessions, outbox_entries, unposted}
---           account: epoch, granted, spent, held, gseq; key: account, epoch, used, held;
---           session: id, account, held, state, epoch, lease end; unposted: account, loan_nanos, ...
+--           account: epoch, granted, spent, held, gseq, rseq; key: account, epoch, used, held;
+--           session: id, account, held, state, epoch, lease end; unposted: account, epoch, loan_nanos, ...
 --         {`AGAIN`}: a session began meanwhile  {`FENCE`, cause, seen_epoch}
 
 local epoch, fence = read_epoch(KEYS[1], tonumber(ARGV[1]))
@@ -19,7 +19,8 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
 end
 local accounts, keys = {}, {}
 for index = 1, account_count do
-  accounts[index] = redis.call('HMGET', KEYS[3 + index], 'epoch', 'granted_nanos', 'spent_nanos', 'held_nanos', 'gseq')
+  accounts[index] = redis.call('HMGET', KEYS[3 + index], 'epoch', 'granted_nanos', 'spent_nanos', 'held_nanos', 'gseq',
+    'rseq')
 end
 for index = 1, key_count do
   keys[index] = redis.call('HMGET', KEYS[3 + account_count + index], 'account', 'epoch', 'used_nanos', 'held_nanos')
@@ -29,13 +30,15 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', ARGV[4])
   local fields = {}
   for index = 1, #entry[2], 2 do fields[entry[2][index]] = entry[2][index + 1] end
   if fields.account and fields.loan_nanos then
-    if not unposted[fields.account] then order[#order + 1] = fields.account end
-    unposted[fields.account] = (unposted[fields.account] or 0) + tonumber(fields.loan_nanos)
+    local place = fields.account .. '|' .. (fields.epoch or '0')
+    if not unposted[place] then order[#order + 1] = {place, fields.account, fields.epoch or '0'} end
+    unposted[place] = (unposted[place] or 0) + tonumber(fields.loan_nanos)
   end
 end
 local sums = {}
-for _, account in ipairs(order) do
-  sums[#sums + 1] = account
-  sums[#sums + 1] = int(unposted[account])
+for _, one in ipairs(order) do
+  sums[#sums + 1] = one[2]
+  sums[#sums + 1] = one[3]
+  sums[#sums + 1] = int(unposted[one[1]])
 end
 return {'OK', int(epoch), accounts, keys, sessions, int(redis.call('XLEN', KEYS[3])), sums}

@@ -71,11 +71,13 @@ class Books:
 
 
 class MeterDouble:
-    """`slice_tokens`: how much of a stream's bound is granted at first and by each extend."""
+    """`slice_tokens`: how much of a stream's bound is granted at first and by each extend. `price`: of every
+    model."""
 
     def __init__(self, books: Books) -> None:
         self.books = books
         self.slice_tokens = 2_048
+        self.price = PRICE
         self.lease_ms = 60_000
         self.input_exact = True
         self.count_wanted = False
@@ -160,11 +162,11 @@ class MeterDouble:
         return Failed("unknown call")
 
     def _price(self, input_tokens: int, output_tokens: int) -> int:
-        return cost_nanos(TokenCounts(input=input_tokens, output=output_tokens), PRICE, 1_000_000)
+        return cost_nanos(TokenCounts(input=input_tokens, output=output_tokens), self.price, 1_000_000)
 
     def _affordable(self, input_tokens: int, already_held: int = 0) -> int:
         left = self.books.account.available_nanos + already_held - self._price(input_tokens, 0)
-        return max(0, left * 1000 // PRICE.output)
+        return max(0, left * 1000 // max(1, self.price.output))
 
     def _open(self, call: Open) -> Reply:
         if call.session_id in self.books.released:
@@ -172,7 +174,8 @@ class MeterDouble:
         if self.count_wanted and call.body is None:
             return CountWanted(call.seq)
         input_tokens = call.facts.body_bytes // 4 if self.input_exact else call.facts.body_bytes
-        bound = (call.output_tokens_max or BOUND_WITHOUT_LIMIT) * call.choices
+        limit = BOUND_WITHOUT_LIMIT if call.output_tokens_max is None else call.output_tokens_max
+        bound = limit * call.choices
         grant = bound
         if call.stream and self._price(input_tokens, bound) * 4 > self.books.account.available_nanos:
             grant = min(bound, self.slice_tokens)
@@ -198,7 +201,7 @@ class MeterDouble:
             lease_ms=self.lease_ms,
             input_tokens=input_tokens,
             input_exact=self.input_exact,
-            price=PRICE,
+            price=self.price,
             price_version=7,
             ratio_ppm=1_000_000,
             available_nanos=available,

@@ -169,10 +169,14 @@ async def test_an_upstream_that_dies_mid_stream_is_reported_and_its_output_charg
     assert record.tokens.output > 10
 
 
-async def test_an_error_event_is_passed_on_and_ends_the_stream(edge: Edge, books: Books) -> None:
+async def test_an_error_event_ends_the_stream_and_its_words_stay_with_us(edge: Edge, books: Books) -> None:
     async with edge.chat("tokens=100 fault=error_event_after:20:silence", stream=True) as response:
         events = events_of(await response.read())
-    assert "error" in events[-1]
+    assert events[-1] == "[DONE]"
+    error = events[-2]["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "upstream_error"
+    assert "What was delivered is charged" in error["message"]
     record = await settled(books, response)
     assert (record.outcome, record.tokens.output) == ("upstream_failed", 20)
 

@@ -12,7 +12,7 @@ import uvloop
 from aiohttp import web
 
 from services.common.contracts.catalogue import Channel
-from services.edge.upstreams import aiohttp_transport, direct_transport
+from services.edge.upstreams.direct_transport import DirectTransport, TransportLimits
 from services.edge.upstreams.transport import Transport
 from tests.unit.edge_upstreams.channels import channel
 
@@ -79,16 +79,8 @@ async def start_upstream() -> AsyncIterator[StartUpstream]:
         await runner.cleanup()
 
 
-@pytest.fixture(params=["direct", "aiohttp"])
-async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
-    transport: Transport
-    if request.param == "direct":
-        transport = direct_transport.DirectTransport(
-            direct_transport.TransportLimits(read_buffer_bytes=32 * 1024)
-        )
-    else:
-        transport = aiohttp_transport.AiohttpTransport(
-            aiohttp_transport.TransportLimits(read_buffer_bytes=16 * 1024)
-        )
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    transport = DirectTransport(TransportLimits(read_buffer_bytes=32 * 1024))
     yield transport
     await transport.close()

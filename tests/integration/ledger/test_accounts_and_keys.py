@@ -57,14 +57,20 @@ async def test_a_ref_cannot_be_used_for_another_credit(database: Database) -> No
     assert await available(database, other) == 0
 
 
-async def test_an_adjustment_down_takes_at_most_what_is_available(database: Database) -> None:
+async def test_an_adjustment_down_takes_what_is_available_and_claims_the_rest(database: Database) -> None:
     account_id = await account_with(database, DOLLAR)
     taken = await move(database, account_id, -3 * DOLLAR, "down")
-    assert taken.moved_nanos == -DOLLAR
-    assert (await move(database, account_id, -3 * DOLLAR, "down")).is_new is False
+    assert (taken.moved_nanos, taken.claimed_nanos) == (-DOLLAR, 2 * DOLLAR)
+    again = await move(database, account_id, -3 * DOLLAR, "down")
+    assert (again.is_new, again.moved_nanos, again.claimed_nanos) == (False, -DOLLAR, 2 * DOLLAR)
     assert await available(database, account_id) == 0
-    with pytest.raises(Conflict):
-        await move(database, account_id, -1, "again")
+    assert (await move(database, account_id, -1, "more")).claimed_nanos == 1
+    for nanos, ref in ((-2 * DOLLAR, "down"), (-2, "more"), (1, "more")):
+        with pytest.raises(Conflict):
+            await move(database, account_id, nanos, ref)
+    # What comes next pays the claims first.
+    await move(database, account_id, 5 * DOLLAR, "up")
+    assert await available(database, account_id) == 3 * DOLLAR - 1
 
 
 async def test_amounts_and_accounts_that_cannot_be_are_refused(database: Database) -> None:

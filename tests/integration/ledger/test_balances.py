@@ -38,7 +38,7 @@ async def test_what_redis_has_spent_counts_before_it_is_posted(
     account_id = await account_with(database, 10 * DOLLAR)
     await lend(lender, account_id, 4 * DOLLAR)
     meter.accounts[account_id] = in_redis(account_id, spent=3_000, held=500)
-    meter.unposted_nanos[account_id] = 3_000
+    meter.unposted[account_id] = {1: 3_000}
     expected = Balance(
         account_id=account_id,
         balance_nanos=10 * DOLLAR - 3_000,
@@ -47,7 +47,7 @@ async def test_what_redis_has_spent_counts_before_it_is_posted(
     )
     assert await read(database, meter, account_id) == expected
     await poster.post([entry(account_id, cost=3_000)])
-    meter.unposted_nanos.clear()
+    meter.unposted.clear()
     assert await read(database, meter, account_id) == expected
 
 
@@ -57,7 +57,7 @@ async def test_what_waits_from_an_older_epoch_counts_too(
     account_id = await account_with(database, 10 * DOLLAR)
     await lend(lender, account_id, 4 * DOLLAR)
     meter.accounts[account_id] = in_redis(account_id, spent=0, held=0, granted=0, epoch=2)
-    meter.unposted_nanos[account_id] = 2_000
+    meter.unposted[account_id] = {1: 2_000}
     assert (await read(database, meter, account_id)).balance_nanos == 10 * DOLLAR - 2_000
 
 

@@ -7,13 +7,9 @@ from services.common.errors import BadRequest
 from services.common.ids import bucket_of
 from services.ledger import epochs
 from services.ledger.database import Database
-from services.ledger.epochs import FrozenLoans
 from services.ledger.loans import Lender
-from services.ledger.meters import MetersAway
 from services.ledger.metrics import LedgerMetrics
-from services.ledger.posting import Poster
-from tests.integration.ledger.entries import DOLLAR, account_with, entry, lend, set_price
-from tests.integration.ledger.meter_double import MeterDouble, meters_client
+from tests.integration.ledger.entries import DOLLAR, account_with
 from tests.integration.ledger.test_loans import ask
 
 
@@ -21,10 +17,6 @@ def fence_of(*buckets: int, seen: int = 0) -> FenceRequest:
     return FenceRequest(
         buckets=buckets, seen_epochs=(seen,) * len(buckets), run_id="run-2", reason="epoch missing"
     )
-
-
-async def available(database: Database, account_id: str) -> object:
-    return await database.fetchval("SELECT available_nanos FROM balance WHERE account_id = $1", account_id)
 
 
 async def test_every_bucket_starts_in_epoch_one(database: Database) -> None:
@@ -49,77 +41,6 @@ async def test_a_fence_of_an_impossible_bucket_is_refused(database: Database, me
     for request in (fence_of(256), fence_of(1, 1), fence_of(1, seen=-1)):
         with pytest.raises(BadRequest):
             await epochs.fence(database, metrics, request)
-
-
-async def test_a_loan_of_an_ended_epoch_is_frozen_then_goes_back(
-    database: Database, metrics: LedgerMetrics, lender: Lender, poster: Poster, meter: MeterDouble
-) -> None:
-    account_id = await account_with(database, 10 * DOLLAR)
-    await lend(lender, account_id, 4 * DOLLAR)
-    await poster.post([entry(account_id, cost=DOLLAR)])
-    await epochs.fence(database, metrics, fence_of(bucket_of(account_id)))
-    [frozen] = await lender.lend([ask(account_id, epoch=2, wanted=100 * DOLLAR)])
-    assert frozen.frozen_nanos == 3 * DOLLAR
-    assert sum(loan.nanos for loan in frozen.loans) == 6 * DOLLAR
-    async with meters_client(meter.url) as meters:
-        patient = FrozenLoans(database, meters, poster, metrics, grace_ms=60_000)
-        assert await patient.return_due() == 0
-        due = FrozenLoans(database, meters, poster, metrics, grace_ms=1)
-        await asyncio.sleep(0.01)
-        assert await due.return_due() == 3 * DOLLAR
-        assert await due.return_due() == 0
-    assert await available(database, account_id) == 3 * DOLLAR
-    [after] = await lender.lend([ask(account_id, epoch=2)])
-    assert after.frozen_nanos == 0
-    assert await database.fetchval("SELECT count(*) FROM fence WHERE returned_at IS NULL") == 0
-
-
-async def test_a_loan_stays_frozen_while_its_use_waits_in_the_outbox(
-    database: Database, metrics: LedgerMetrics, lender: Lender, poster: Poster, meter: MeterDouble
-) -> None:
-    account_id = await account_with(database, 4 * DOLLAR)
-    await lend(lender, account_id, 4 * DOLLAR)
-    await epochs.fence(database, metrics, fence_of(bucket_of(account_id)))
-    meter.unposted_nanos[account_id] = DOLLAR
-    async with meters_client(meter.url) as meters:
-        due = FrozenLoans(database, meters, poster, metrics, grace_ms=1)
-        await asyncio.sleep(0.01)
-        assert await due.return_due() == 0
-        await poster.post([entry(account_id, cost=DOLLAR)])
-        meter.unposted_nanos.clear()
-        assert await due.return_due() == 3 * DOLLAR
-    assert await available(database, account_id) == 3 * DOLLAR
-
-
-async def test_posting_from_the_new_epoch_shows_that_the_old_outbox_is_empty(
-    database: Database, metrics: LedgerMetrics, lender: Lender, poster: Poster, meter: MeterDouble
-) -> None:
-    await set_price(database)
-    account_id = await account_with(database, 8 * DOLLAR)
-    await lend(lender, account_id, 4 * DOLLAR)
-    await epochs.fence(database, metrics, fence_of(bucket_of(account_id)))
-    await lend(lender, account_id, DOLLAR, epoch=2)
-    # Busy: something waits at every moment.
-    meter.unposted_nanos[account_id] = DOLLAR
-    await poster.post([entry(account_id, cost=1_000, epoch=2)])
-    async with meters_client(meter.url) as meters:
-        due = FrozenLoans(database, meters, poster, metrics, grace_ms=1)
-        await asyncio.sleep(0.01)
-        assert await due.return_due() == 4 * DOLLAR
-
-
-async def test_loans_stay_frozen_while_no_meter_can_say_what_waits(
-    database: Database, metrics: LedgerMetrics, lender: Lender, poster: Poster
-) -> None:
-    account_id = await account_with(database, 4 * DOLLAR)
-    await lend(lender, account_id, 4 * DOLLAR)
-    await epochs.fence(database, metrics, fence_of(bucket_of(account_id)))
-    async with meters_client() as meters:
-        due = FrozenLoans(database, meters, poster, metrics, grace_ms=1)
-        await asyncio.sleep(0.01)
-        with pytest.raises(MetersAway):
-            await due.return_due()
-    assert await available(database, account_id) == 0
 
 
 async def test_no_loan_is_made_in_an_epoch_that_a_fence_has_ended(

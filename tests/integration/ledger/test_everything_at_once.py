@@ -1,16 +1,15 @@
 """Two ledgers over one database, all kinds of work at the same time."""
 
 import asyncio
-import contextlib
 import random
 from functools import partial
 
 from services.common.contracts.lending import FenceRequest
-from services.common.errors import Conflict
 from services.common.ids import AccountId, bucket_of
 from services.common.metrics import new_registry
 from services.ledger import accounts, epochs, reconcile
 from services.ledger.database import Database
+from services.ledger.frozen_loans import return_escrows
 from services.ledger.loans import Lender
 from services.ledger.metrics import LedgerMetrics
 from services.ledger.posting import Poster
@@ -63,15 +62,14 @@ class Life:
     async def credit(self) -> None:
         for number in range(ROUNDS):
             for account_id in self.some()[:3]:
-                with contextlib.suppress(Conflict):  # Nothing left to take.
-                    await accounts.credit(
-                        self.database,
-                        account_id=account_id,
-                        nanos=self.random.choice([DOLLAR, -1_000]),
-                        reason="test",
-                        actor="test",
-                        ref=f"{account_id}:{number}:{self.random.random()}",
-                    )
+                await accounts.credit(
+                    self.database,
+                    account_id=account_id,
+                    nanos=self.random.choice([DOLLAR, -DOLLAR, -1_000]),
+                    reason="test",
+                    actor="test",
+                    ref=f"{account_id}:{number}:{self.random.random()}",
+                )
 
     async def fence_and_return(self) -> None:
         for _round in range(ROUNDS // 3):
@@ -80,7 +78,9 @@ class Life:
                 buckets=buckets, seen_epochs=(0,) * len(buckets), run_id="r", reason="test"
             )
             await epochs.fence(self.database, self.metrics, request)
-            work = partial(epochs.return_escrows, account_ids=self.some(), epoch=1)
+            work = partial(
+                return_escrows, account_ids=self.some(), bucket=buckets[0], epoch=1, unposted_nanos={}
+            )
             await self.database.transaction(work)
 
 

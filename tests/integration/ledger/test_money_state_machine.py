@@ -26,6 +26,7 @@ from services.common.ids import AccountId, bucket_of
 from services.common.metrics import new_registry
 from services.ledger import accounts, epochs, reconcile
 from services.ledger.database import Database
+from services.ledger.frozen_loans import return_escrows
 from services.ledger.loans import Lender
 from services.ledger.meters import Meters
 from services.ledger.metrics import LedgerMetrics
@@ -124,18 +125,15 @@ class MoneyMachine(RuleBasedStateMachine):
         ref = f"{account_id}:{self.refs}"
 
         async def work() -> int:
-            try:
-                moved = await accounts.credit(
-                    self.database,
-                    account_id=account_id,
-                    nanos=-nanos if down else nanos,
-                    reason="test",
-                    actor="test",
-                    ref=ref,
-                )
-            except accounts.Conflict:
-                return 0
-            return moved.moved_nanos
+            moved = await accounts.credit(
+                self.database,
+                account_id=account_id,
+                nanos=-nanos if down else nanos,
+                reason="test",
+                actor="test",
+                ref=ref,
+            )
+            return moved.moved_nanos - moved.claimed_nanos
 
         self.credited[account_id] += self.await_(work())
 
@@ -205,7 +203,13 @@ class MoneyMachine(RuleBasedStateMachine):
     def return_frozen_loans(self, which: int) -> None:
         account_id = self.accounts[which]
         for epoch in range(1, self.redis[account_id].epoch):
-            work = partial(epochs.return_escrows, account_ids=[account_id], epoch=epoch)
+            work = partial(
+                return_escrows,
+                account_ids=[account_id],
+                bucket=bucket_of(account_id),
+                epoch=epoch,
+                unposted_nanos={},
+            )
             self.await_(self.database.transaction(work))
 
     @rule()
@@ -230,7 +234,8 @@ class MoneyMachine(RuleBasedStateMachine):
         for row in self.await_(self.database.fetch(_POSITIONS, self.accounts)):
             account_id = row["id"]
             assert min(row["available"], row["out"], row["overrun"]) >= 0
-            assert row["available"] + row["out"] + row["charged"] == self.credited[account_id]
+            has = row["available"] + row["out"] - row["claimed"]
+            assert has + row["charged"] == self.credited[account_id]
             posted = sum(cost for owner, cost in self.costs.values() if owner == account_id)
             assert row["charged"] + row["overrun"] == posted
 
@@ -261,6 +266,9 @@ SELECT account.id, balance.available_nanos AS available,
     coalesce((
         SELECT sum(loan_nanos + usage.available_nanos) FROM usage WHERE account_id = id
     ), 0)::bigint AS charged,
+    coalesce((
+        SELECT sum(nanos - served_nanos) FROM claim WHERE claim.account_id = account.id
+    ), 0)::bigint AS claimed,
     coalesce((SELECT sum(overrun_nanos) FROM usage WHERE account_id = id), 0)::bigint AS overrun
 FROM account JOIN balance ON account_id = id WHERE id = ANY($1)
 """

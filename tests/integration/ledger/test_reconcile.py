@@ -7,6 +7,7 @@ from services.common.contracts.lending import AccountAudit, KeyAudit
 from services.common.ids import AccountId, KeyId, bucket_of
 from services.ledger import reconcile
 from services.ledger.database import Database
+from services.ledger.late_use import LateUse
 from services.ledger.loans import Lender
 from services.ledger.posting import Poster
 from services.ledger.reconcile import Reconciliation
@@ -70,7 +71,7 @@ async def test_what_waits_in_the_outbox_is_no_difference(
     database: Database, meter: MeterDouble, account_id: AccountId
 ) -> None:
     change(meter, account_id, spent_nanos=COST + 900)
-    meter.unposted_nanos[account_id] = 900
+    meter.unposted[account_id] = {1: 900}
     meter.keys = [msgspec.structs.replace(meter.keys[0], used_nanos=COST + 900)]
     assert (await run(database, meter)).is_clean
 
@@ -149,15 +150,20 @@ async def test_an_account_that_redis_lost_is_a_difference(
     assert [(row.what, row.found) for row in found.differences] == [("account", "missing")]
 
 
-async def test_use_of_a_key_that_came_past_redis_is_for_review(
+async def test_use_of_a_key_that_came_past_redis_is_a_difference_once_redis_has_been_told(
     database: Database, meter: MeterDouble, account_id: AccountId, poster: Poster
 ) -> None:
-    await poster.post([entry(account_id, cost=3_000, loan=0, key_id="key_1")])
+    late = entry(account_id, cost=3_000, loan=0, key_id="key_1")
+    await poster.post([msgspec.structs.replace(late, past_redis=True)])
     found = await run(database, meter)
-    assert found.is_clean
-    assert [(row.kind, row.subject) for row in found.review] == [("late_key_use", "key_1")]
-    meter.keys = [msgspec.structs.replace(meter.keys[0], used_nanos=COST - 1)]
+    assert (found.is_clean, found.moving_accounts) == (True, 1)
+    async with meters_client(meter.url) as meters:
+        assert await LateUse(database, meters, poster.late_use_posted).push() == 1
+    [told] = meter.configured
+    assert (told.used_nanos, told.late_nanos) == (COST + 3_000, 3_000)
     assert await whats(database, meter) == {"key use"}
+    meter.keys = [msgspec.structs.replace(meter.keys[0], used_nanos=COST + 3_000)]
+    assert (await run(database, meter)).is_clean
 
 
 async def test_meters_away_is_a_difference(

@@ -42,6 +42,7 @@ class FakeLedger:
         self.keys: dict[str, KeySnapshot] = {}
         self.epochs = [1] * BUCKETS
         self.posted: dict[str, UsageRecord] = {}
+        self.past_redis: set[str] = set()
         self.duplicates = 0
         self.loan_requests: list[LoanRequest] = []
         self.fences: list[FenceRequest] = []
@@ -149,6 +150,8 @@ class FakeLedger:
                 continue
             assert 0 <= entry.loan_nanos <= record.cost_nanos
             self.posted[record.session_id] = record
+            if entry.past_redis:
+                self.past_redis.add(record.session_id)
             if entry.loan_nanos:
                 self.escrow[record.account_id, entry.epoch] -= entry.loan_nanos
                 assert self.escrow[record.account_id, entry.epoch] >= 0

@@ -368,11 +368,15 @@ async def test_a_key_begins_an_epoch_with_what_it_has_used(
     refused = await open_session(meter.line, open_call(key, output_tokens_max=60))
     assert isinstance(refused, Refused)
     assert isinstance(await open_session(meter.line, open_call(key, output_tokens_max=1)), Admitted)
-    # What the ledger charges to the old epoch uses up the key's quota in the new one.
+    # What the ledger charges to the old epoch uses up the key's quota once the ledger has told Redis.
     used = await admin.hget(f"k:{{b{key.bucket}}}:{key.key_id}", "used_nanos")
     settle = settle_call(before, output_tokens=7)
     for _ in range(2):
         assert isinstance(await meter.line.call(settle), Ended)
+    assert settle.record.session_id in ledger.past_redis
+    told = msgspec.structs.replace(key, late_nanos=settle.record.cost_nanos)
+    for late_nanos in (settle.record.cost_nanos, settle.record.cost_nanos, 0):
+        await meter.parts.store.configure(msgspec.structs.replace(told, late_nanos=late_nanos), epoch=2)
         now = await admin.hget(f"k:{{b{key.bucket}}}:{key.key_id}", "used_nanos")
         assert int(now) == int(used) + settle.record.cost_nanos
 

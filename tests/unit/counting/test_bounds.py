@@ -17,6 +17,8 @@ from services.meter.counting import (
 from tests.unit.counting import chat_requests as requests
 from tests.unit.counting.facts import facts_of
 
+pytestmark = pytest.mark.slow
+
 SMALL_MESSAGES: tuple[Any, ...] = (
     {},
     1,

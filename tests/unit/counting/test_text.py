@@ -22,6 +22,8 @@ from services.meter.counting.text import (
     last_safe_cut,
 )
 
+pytestmark = pytest.mark.slow
+
 GROWING: tuple[EncodingName, ...] = ("cl100k_base", "o200k_base", "p50k_base")
 # fmt: off
 FRAGMENTS = (

@@ -43,14 +43,46 @@ def test_a_run_is_taken_whole_and_what_differs_is_left() -> None:
     assert runs.take(event("one") + event("half")[:-5]) == (len(event("one")), "one")
 
 
-@pytest.mark.parametrize("text", ['"', "\\", 'say "x"', "\\\\"])
-def test_text_with_a_quote_or_a_backslash_is_read_in_full(text: str) -> None:
+@pytest.mark.parametrize("text", ['"', 'say "x"', "\n\t", "\\n", "\\ and more"])
+def test_escapes_belong_to_the_run(text: str) -> None:
+    runs = learned(event("Hello"))
+    chunk = event("one") + event(text) + event(" two")
+    assert runs.take(chunk) == (len(chunk), f"one{text} two")
+    assert runs.take(event(text)) == (len(event(text)), text)
+
+
+@pytest.mark.parametrize("text", ["\\", "\\\\", "so\\"])
+def test_text_that_ends_with_a_backslash_is_read_in_full(text: str) -> None:
     runs = learned(event("Hello"))
     assert runs.take(event(text)) == (0, "")
     assert runs.take(event("one") + event("\n") + event(text)) == (
         len(event("one") + event("\n")),
         "one\n",
     )
+
+
+def test_what_looks_like_the_end_inside_the_text_is_text() -> None:
+    runs = learned(event("Hello", obfuscation="x"))
+    text = 'one"},"finish_reason":null}],"obfuscation":"'
+    chunk = event("good", obfuscation="y") + event(text, obfuscation="z")
+    assert runs.take(chunk) == (len(chunk), f"good{text}")
+
+
+def test_more_members_behind_an_unescaped_quote_are_read_in_full() -> None:
+    runs = learned(event("Hello"))
+    other = event("one").replace(b'one"', b'one","refusal":"no"')
+    assert runs.take(event("good") + other) == (len(event("good")), "good")
+
+
+def test_random_fillers_make_no_difference() -> None:
+    runs = learned(event("Hello", obfuscation="Xa9"))
+    fillers = ["", "b", "Zz09" * 8]
+    chunk = b"".join(event(f" {filler}", obfuscation=filler) for filler in fillers)
+    assert runs.take(chunk) == (len(chunk), "".join(f" {filler}" for filler in fillers))
+    odd = event("no", obfuscation='"')
+    assert runs.take(chunk + odd + chunk)[0] == len(chunk)
+    assert runs.take(chunk + event("no", usage={"obfuscation": "x"}))[0] == len(chunk)
+    assert runs.take(chunk[:-1])[0] == len(chunk) - len(event(f" {fillers[-1]}", obfuscation=fillers[-1]))
 
 
 def test_text_that_is_no_json_is_read_in_full() -> None:
@@ -118,7 +150,7 @@ async def relayed(parts: list[bytes]) -> tuple[bytes, StreamEnd, dict[Any, str],
         choices=1,
     )
     end = await relay.run(_Reply(parts))  # type: ignore[arg-type]
-    return delivery.data, end, reader.texts.texts(), session.text_bytes
+    return delivery.data + relay.take_unwritten(), end, reader.texts.texts(), session.text_bytes
 
 
 EVENTS = st.one_of(

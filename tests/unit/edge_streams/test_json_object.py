@@ -17,6 +17,8 @@ from services.edge.dialects.json_object import (
     with_fields,
 )
 
+pytestmark = pytest.mark.slow
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()

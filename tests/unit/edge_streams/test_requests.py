@@ -151,7 +151,8 @@ def test_duplicate_stream_options_are_refused_inside_too() -> None:
         ([], 0),
         ([{"type": "text", "text": "Hi"}], 0),
         ([{"type": "text", "text": "Hi"}, IMAGE, IMAGE], 2),
-        ([{"type": "input_image"}, {"type": "input_audio"}, {"type": "file"}], 3),
+        ([{"type": "input_image"}, {"type": "input_audio"}, {"type": "file"}], 1),
+        ([{"type": "my_image_v2"}, {"type": "text"}, {"type": "new"}], 2),
         (["Hi", "there"], 1),
         ({"type": "image_url"}, 1),
         (5, 1),
@@ -163,6 +164,52 @@ def test_duplicate_stream_options_are_refused_inside_too() -> None:
 def test_images_are_never_counted_too_low(content: object, images: int) -> None:
     body = chat(messages=[{"role": "user", "content": content}])
     assert CHAT_COMPLETIONS.read_request(body).facts.image_count == images
+
+
+@pytest.mark.parametrize(
+    ("message", "files"),
+    [
+        ({"content": "Hi"}, 0),
+        ({"content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}, 0),
+        ({"content": [{"type": "file"}, {"type": "input_file"}, {"type": "video_url"}, IMAGE]}, 3),
+        ({"content": [{"type": "document"}, {"type": "text", "text": "file"}]}, 1),
+        ({"content": None, "audio": {"id": "audio_1"}}, 1),
+        ({"content": "Hi", "audio": None}, 0),
+        ({"content": [{"type": "tool_result", "content": [{"type": "document"}]}]}, 1),
+        ({"content": {"type": "file"}}, 1),
+        ({"content": [{"type": 5}, {"type": "file"}]}, 1),
+    ],
+    ids=str,
+)
+def test_files_are_never_counted_too_low(message: dict[str, Any], files: int) -> None:
+    body = chat(messages=[{"role": "user", **message}])
+    assert CHAT_COMPLETIONS.read_request(body).facts.file_count == files
+
+
+DATA = "A" * 1_000
+
+
+@pytest.mark.parametrize(
+    ("part", "image_bytes"),
+    [
+        ({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}"}}, 1_000),
+        ({"type": "input_image", "image_url": f"data:image/jpeg;base64,{DATA}"}, 1_000),
+        ({"type": "image_url", "image_url": {"url": f"data:text/plain;base64,{DATA}"}}, 0),
+        ({"type": "image_url", "image_url": {"url": f"https://example.com/{DATA}"}}, 0),
+        ({"type": "image_url", "image_url": {"url": f"data:image/png,{DATA}"}}, 0),
+        ({"type": "image_url", "image_url": {"url": 5}}, 0),
+        ({"type": "image_url", "image_url": [DATA]}, 0),
+        ({"type": "image_url"}, 0),
+        ({"type": "text", "text": "", "image_url": {"url": f"data:image/png;base64,{DATA}"}}, 0),
+        ({"type": "new", "image_url": {"url": f"data:image/png;base64,{DATA}"}}, 0),
+    ],
+    ids=range(10),
+)
+def test_only_an_images_own_data_is_no_text(part: dict[str, Any], image_bytes: int) -> None:
+    body = chat(messages=[{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}])
+    assert CHAT_COMPLETIONS.read_request(body).facts.image_bytes == image_bytes
+    escaped = body.replace(b"image/", b"image\\/")
+    assert CHAT_COMPLETIONS.read_request(escaped).facts.image_bytes == image_bytes
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from services.edge.dialects.openai_chunks import OpenAIChunkReader
 from services.edge.streams.sse import Event, EventSplitter
 from tests.unit.edge_streams.corpus import CASES, LONG_LINE, Case
 
+pytestmark = pytest.mark.slow
+
 
 def split(stream: bytes, places: Iterable[int]) -> tuple[list[Event], bytes]:
     splitter = EventSplitter()

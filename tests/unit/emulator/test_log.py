@@ -12,6 +12,8 @@ from services.emulator.text import text_of
 
 from .conftest import Running, Started
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 
 

@@ -10,6 +10,8 @@ from services.emulator.text import text_of
 
 from .conftest import Running
 
+pytestmark = pytest.mark.slow
+
 HELLO: Any = [{"role": "user", "content": "Hello."}]
 OPTIONS = {"include_usage": True}
 
