@@ -63,7 +63,7 @@ class Surroundings:
                 *(sys.executable, "-m", "services.cli", "edge"), env=environment, stdout=output, stderr=output
             )
         async with asyncio.timeout(15):
-            while not await self._is_ready():
+            while not await self._is_ready():  # noqa: ASYNC110 (another process becomes ready)
                 await asyncio.sleep(0.05)
 
     async def _is_ready(self) -> bool:
