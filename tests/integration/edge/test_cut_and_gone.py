@@ -274,10 +274,11 @@ async def test_an_error_after_early_headers_becomes_an_event(start_edge: StartEd
 
 async def test_a_slow_reader_slows_its_own_upstream_only(edge: Edge, books: Books) -> None:
     response = await edge.chat("tokens=60000 padding_bytes=10", stream=True, max_tokens=60_000)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1)
     async with edge.client.get(f"{edge.upstream_url}/emulator/open") as open_answers:
         (answer,) = (await open_answers.json())["answers"]
-    assert answer["tokens"][0] < 30_000
+    # What the kernel's buffers take.
+    assert answer["tokens"][0] < 50_000
     async with edge.chat("tokens=20", stream=True) as other:
         assert events_of(await other.read())[-1] == "[DONE]"
     response.close()
