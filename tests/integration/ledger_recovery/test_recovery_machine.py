@@ -391,6 +391,13 @@ class RecoveryMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "database"):
             return
+        try:
+            self.calm_down()
+        finally:
+            self.await_(self.database.close())
+            self.runner.close()
+
+    def calm_down(self) -> None:
         # Everything calms down: all is told, all have promised, and nothing is frozen.
         for which in range(EDGES):
             for session_id in list(self.edges[which].log):
@@ -409,8 +416,6 @@ class RecoveryMachine(RuleBasedStateMachine):
             self.database.transaction(reconcile._check_books, isolation="repeatable_read")
         )
         assert differences == []
-        self.await_(self.database.close())
-        self.runner.close()
 
 
 _POSITION = """
