@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -11,33 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from services.common.metrics import LATENCY_BUCKETS_S
+from services.common.metrics import LATENCY_BUCKETS_S, HotHistogram
 from services.common.money import TOKEN_CLASSES, TokenCounts
 
 FIRST_TOKEN_BUCKETS_S = (*LATENCY_BUCKETS_S, 30, 60, 120)
-
-
-class Histogram:
-    """Counts by bucket; no lock, no label look-up."""
-
-    __slots__ = ("bounds_s", "counts", "sum_s")
-
-    def __init__(self, bounds_s: tuple[float, ...]) -> None:
-        self.bounds_s = bounds_s
-        self.counts = [0] * (len(bounds_s) + 1)
-        self.sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds_s, seconds)] += 1
-        self.sum_s += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        rows: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip((*self.bounds_s, float("inf")), self.counts, strict=True):
-            total += count
-            rows.append(("+Inf" if bound == float("inf") else str(bound), total))
-        return rows
 
 
 class EdgeMetrics(Collector):
@@ -55,8 +31,8 @@ class EdgeMetrics(Collector):
         self.charged_nanos = 0
         self.open_streams = 0
         self.sessions = 0
-        self.first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
-        self.added_latency = Histogram(LATENCY_BUCKETS_S)
+        self.first_token = HotHistogram(FIRST_TOKEN_BUCKETS_S)
+        self.added_latency = HotHistogram(LATENCY_BUCKETS_S)
         self.gauges: list[tuple[str, str, Callable[[], float]]] = []
 
     def count_request(self, endpoint: str, status: int, outcome: str) -> None:
@@ -102,7 +78,7 @@ class EdgeMetrics(Collector):
             ),
         ):
             family = HistogramMetricFamily(name, help_text)
-            family.add_metric([], histogram.buckets(), histogram.sum_s)
+            family.add_metric([], histogram.buckets(), histogram.sum)
             yield family
 
     def _labelled(self) -> Iterator[Metric]:

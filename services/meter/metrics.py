@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from services.common.metrics import LATENCY_BUCKETS_S, new_registry
+from services.common.metrics import LATENCY_BUCKETS_S, HotHistogram, new_registry
 from services.meter.scripts import VERBS
 
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-class Histogram:
-    """Observations in fixed buckets."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
-        return list(zip(names, accumulate(self.counts), strict=True))
 
 
 class MeterMetrics(Collector):
@@ -60,11 +39,11 @@ class MeterMetrics(Collector):
         self.outbox_lag_s = 0.0
         self.direct_postings = 0
         self.counted_tokens: Counter[str] = Counter()
-        self.count_seconds = Histogram(LATENCY_BUCKETS_S)
-        self.script_seconds = {verb: Histogram(LATENCY_BUCKETS_S) for verb in VERBS}
-        self.frame_calls = Histogram(SIZE_BUCKETS)
-        self.frame_replies = Histogram(SIZE_BUCKETS)
-        self.posting_entries = Histogram(SIZE_BUCKETS)
+        self.count_seconds = HotHistogram(LATENCY_BUCKETS_S)
+        self.script_seconds = {verb: HotHistogram(LATENCY_BUCKETS_S) for verb in VERBS}
+        self.frame_calls = HotHistogram(SIZE_BUCKETS)
+        self.frame_replies = HotHistogram(SIZE_BUCKETS)
+        self.posting_entries = HotHistogram(SIZE_BUCKETS)
         self.edges = 0
         self.store_is_up: Callable[[], bool] = lambda: False
         self.buckets_live: Callable[[], int] = lambda: 0
@@ -142,7 +121,7 @@ def _counters(name: str, text: str, label: str, values: Counter[str]) -> Metric:
 
 
 def _histograms(
-    name: str, text: str, labels: tuple[str, ...], series: Iterable[tuple[tuple[str, ...], Histogram]]
+    name: str, text: str, labels: tuple[str, ...], series: Iterable[tuple[tuple[str, ...], HotHistogram]]
 ) -> Metric:
     family = HistogramMetricFamily(name, text, labels=labels)
     for values, histogram in series:
