@@ -56,6 +56,7 @@ class LedgerClient:
         self._reports: asyncio.Queue[CredentialReport] = asyncio.Queue(REPORTS_WAITING_MAX)
         self._session: aiohttp.ClientSession | None = None
         self._revision = -1
+        self._registered = asyncio.Event()
         self.failures = 0
 
     def report(self, report: CredentialReport) -> None:
@@ -117,6 +118,8 @@ class LedgerClient:
         return await call(session, url, answer_type, body=body, timeout_ms=timeout_ms)
 
     async def _follow_routing(self, session: aiohttp.ClientSession) -> None:
+        # Without routing nobody is served: a roll-call must not miss an edge that has open sessions.
+        await self._registered.wait()
         pause_s = RETRY_FIRST_S
         while True:
             # The first answer must come at once, whatever its revision.
@@ -137,13 +140,16 @@ class LedgerClient:
                 LOG.info("routing loaded", revision=routing.revision, channels=len(routing.channels))
 
     async def _register(self, session: aiohttp.ClientSession) -> None:
+        pause_s = RETRY_FIRST_S
         while True:
             try:
                 await self._ask(session, "/internal/v1/edges", dict[str, Any], body=self.registration)
+                self._registered.set()
+                pause_s = REGISTER_INTERVAL_S
             except InternalCallError as error:
-                if error.status != 200:
-                    LOG.warning("edge not registered", status=error.status)
-            await asyncio.sleep(REGISTER_INTERVAL_S)
+                LOG.warning("edge not registered", status=error.status)
+                pause_s = min(pause_s * 2, RETRY_MAX_S)
+            await asyncio.sleep(pause_s)
 
     async def _send_reports(self, session: aiohttp.ClientSession) -> None:
         path = "/internal/v1/channels/credential_report"

@@ -35,6 +35,7 @@ def test_the_first_start_serves_a_newcomer_and_every_later_one_finds_the_data(ow
     stack.start()
     assert time.monotonic() - started_at < 45
     ready = stack.ready
+    assert [edge["id"] for edge in stack.cli("edge", "list")["edges"]] == ["edge-0"]
     assert not ready["edge_url"].endswith(("/", "/v1"))
     assert {name.rstrip("-0123456789") for name in ready["pids"]} == {
         "edge", "meter", "ledger", "postgres", "redis", "emulator",
